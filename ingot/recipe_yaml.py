@@ -1,0 +1,106 @@
+"""The text side of recipes: YAML 1.2 files and `--a.b=c` overrides to plain trees, and back."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
+
+
+class InputError(ValueError):
+    """A mistake of the user's, told in words that name the file, key or row and the way out."""
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    return yaml
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a recipe file: a mapping of sections.
+
+    Raises: InputError that names the file and, for a syntax error, its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; name a recipe file in it, or use `ingot run {path}`") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        found = "an empty file" if tree is None else type(tree).__name__
+        raise InputError(f"{path}: expected sections such as `run:`, got {found}")
+    return tree
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """One YAML 1.2 document as plain values: `no` is text, `1e-3` a number; aliases and doubled keys are refused."""
+    try:
+        for event in _yaml().parse(text):
+            if isinstance(event, AliasEvent):
+                raise InputError(
+                    f"{source}, line {event.start_mark.line + 1}: aliases are not supported; write the value out"
+                )
+        return _yaml().load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{source}{line}: not valid YAML: {_first_line(error.problem or error.context)}") from None
+    except (YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source}: not valid YAML: {_first_line(str(error) or type(error).__name__)}") from None
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n")[0]
+
+
+def dump_yaml(tree: dict[str, Any]) -> str:
+    """A tree of plain values as YAML text, keys in order."""
+    stream = io.StringIO()
+    _yaml().dump(tree, stream)
+    return stream.getvalue()
+
+
+def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """`--a.b=c` and `--a.b c` as (dotted key, text of the value).
+
+    Raises: InputError for a word that is neither.
+    """
+    pairs, pending = [], list(arguments)
+    while pending:
+        word = pending.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise InputError(f"{word}: not an option; overrides look like --training.learning_rate=3e-4")
+        key, separator, value = word[2:].partition("=")
+        if not separator:
+            if not pending or pending[0].startswith("--"):
+                raise InputError(f"--{key}: needs a value: --{key}=VALUE")
+            value = pending.pop(0)
+        pairs.append((key, value))
+    return pairs
+
+
+def apply_overrides(tree: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """A copy of the tree with the overrides put in; values are YAML scalars, lists or mappings."""
+    result = dict(tree)
+    for key, text in split_overrides(arguments):
+        node, parts = result, key.split(".")
+        for i, part in enumerate(parts[:-1]):
+            inner = node.get(part)
+            if inner is not None and not isinstance(inner, dict):
+                raise InputError(f"--{key}: '{'.'.join(parts[: i + 1])}' is not a section of the recipe")
+            node[part] = dict(inner or {})
+            node = node[part]
+        node[parts[-1]] = parse_yaml(text, f"--{key}")
+    return result

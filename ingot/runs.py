@@ -1,0 +1,348 @@
+"""The run folder: what a stage reads and writes, when it is complete, and how files are written without being lost."""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import logging.handlers
+import os
+import platform
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ingot.recipe import InputError, Recipe, StageFolder, stage_inputs, to_tree
+from ingot.recipe_yaml import dump_yaml
+
+T = TypeVar("T")
+
+MANIFEST = "manifest.json"  # written last: its presence says that the stage is complete
+STARTED = "started.json"  # written first: which recipe and inputs the folder belongs to
+PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "datatrove", "trl", "peft", "deepspeed")
+# module -> the extra of setup.cfg that brings it
+EXTRAS = {
+    "trl": "train", "peft": "train", "deepspeed": "train", "bitsandbytes": "train", "lm_eval": "eval",
+    "fastapi": "serve", "uvicorn": "serve", "gradio": "serve", "openai": "serve", "httpx": "serve", "optuna": "search",
+}  # fmt: skip
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger whose lines go to the terminal (on the main process) and to the run folder's log."""
+    root = logging.getLogger("ingot")
+    if not root.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.addFilter(lambda record: is_main_process() or record.levelno >= logging.ERROR)
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+        root.propagate = False
+    return logging.getLogger(name if name.startswith("ingot") else f"ingot.{name}")
+
+
+logger = get_logger(__name__)
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of all processes (rank 0)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def num_processes() -> int:
+    """The number of processes that the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def exit_code_of(action: Callable[[], Any]) -> int:
+    """Runs an action and turns its end into an exit code: 0 done, 2 wrong input, 3 failed, 130 interrupted."""
+    try:
+        action()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            traceback.print_exc()
+            return 3
+        print(f"error: {error.name} is not installed; install it with: pip install -e '.[{extra}]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 3
+    return 0
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file so that a reader sees the old content or the new, never a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises: InputError that names the file when it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """The sha256 of a value's canonical JSON text."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for package in ("ingot", *PACKAGES):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def progress(items: Iterable[T], total: int | None = None, desc: str = "") -> Iterator[T]:
+    """Yields the items with a progress bar on a terminal and a plain line every ten seconds elsewhere."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, desc=desc, disable=not is_main_process())
+        return
+    last = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - last >= 10:
+            last = time.monotonic()
+            logger.info("%s: %d%s", desc, done, f" of {total}" if total else "")
+        yield item
+
+
+def model_folder(path: Path) -> Path:
+    """The Hub-format folder at a path: the path itself, or `model/` in a run folder.
+
+    Raises: InputError when neither has a config.json.
+    """
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise InputError(
+        f"{path}: no model here (no config.json, no model/config.json); "
+        "name a run folder of pretrain, sft or dpo, or a Hub folder"
+    )
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """Checks that every earlier stage's output that the recipe names is there and complete.
+
+    Raises: InputError with a line for every missing input: the key, the path and the command that makes it.
+    """
+    lines = [
+        f"{key}: {reason}"
+        for key, path, marker in stage_inputs(recipe)
+        if (reason := _input_problem(recipe, path, marker))
+    ]
+    if lines:
+        raise InputError("\n".join(lines))
+
+
+def _input_problem(recipe: Recipe, path: Path, marker: StageFolder) -> str | None:
+    if (path / MANIFEST).is_file() or (
+        marker.hub and any((path / f / "config.json").is_file() for f in (".", "model"))
+    ):
+        return None
+    stage = marker.stages[0]
+    folder = recipe.source.parent if recipe.source else Path("recipes/quickstart")
+    state = (
+        "is not finished"
+        if (path / STARTED).is_file()
+        else "does not exist"
+        if not path.exists()
+        else f"is not an output of {stage}"
+    )
+    return f"{path} {state}; make it with: ingot {stage} --config {folder / (stage + '.yaml')} --run.dir {path}"
+
+
+def fingerprint_folder(path: Path) -> str:
+    """What a folder holds, as one hash: from its manifest when a stage wrote it, else from its files."""
+    if (path / MANIFEST).is_file():
+        manifest = read_json(path / MANIFEST)
+        return sha256_json([manifest["stage"], manifest["files"]])
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return sha256_json([[str(p.relative_to(path)), sha256_file(p)] for p in files])
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What a stage's result depends on: the recipe without its own folder, and the content of its inputs."""
+    tree = to_tree(recipe)
+    tree["run"] = {k: v for k, v in tree["run"].items() if k != "dir"}
+    inputs = {}
+    for key, path, _ in stage_inputs(recipe):
+        inputs[key] = fingerprint_folder(path)
+        _drop(tree, key)
+    sources = sha256_json([[path.name, sha256_file(path)] for path in recipe.source_files()])
+    return {"stage": recipe.stage, "recipe": json.loads(json.dumps(tree)), "inputs": inputs, "sources": sources}
+
+
+def _drop(tree: dict[str, Any], key: str) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.get(parent) or {}
+    tree.pop(last, None)
+
+
+class RunFolder:
+    """The folder of one stage's run; `complete` says that nothing is left to do."""
+
+    def __init__(self, path: Path, recipe: Recipe, identity: dict[str, Any], complete: bool) -> None:
+        self.path, self.recipe, self.identity, self.complete = path, recipe, identity, complete
+        self.started = time.monotonic()
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What the finished stage reported."""
+        return dict(read_json(self.path / MANIFEST)["results"])
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of the finished stage, over all its interrupted parts."""
+        return float(read_json(self.path / MANIFEST)["seconds"])
+
+    def finish(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Writes the manifest, which marks the stage complete; on the main process only. Returns the results."""
+        if is_main_process():
+            files = {str(p.relative_to(self.path)): describe_file(p) for p in _result_files(self.path)}
+            seconds = round(self._seconds_before() + time.monotonic() - self.started, 1)
+            record = {**self.identity, "results": results, "seconds": seconds, "versions": versions(), "files": files}
+            write_json(self.path / MANIFEST, record)
+            logger.info("%s: done in %.0f s -> %s", self.recipe.stage, seconds, self.path)
+        self.complete = True
+        return results
+
+    def add_seconds(self) -> None:
+        """Keeps the time spent so far when a run is interrupted."""
+        if is_main_process() and not self.complete:
+            write_json(
+                self.path / STARTED,
+                {**self.identity, "seconds": self._seconds_before() + time.monotonic() - self.started},
+            )
+
+    def _seconds_before(self) -> float:
+        return float(read_json(self.path / STARTED).get("seconds", 0.0))
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size in bytes and sha256 of a file."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _result_files(folder: Path) -> list[Path]:
+    """The files that are a stage's result: not checkpoints, logs or the folder's own records."""
+    skipped = {MANIFEST, STARTED, "log.txt"}
+    found = [p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] not in skipped]
+    return sorted(p for p in found if not p.relative_to(folder).parts[0].startswith((".", "checkpoint-", "log.txt")))
+
+
+@contextmanager
+def open_run(recipe: Recipe) -> Iterator[RunFolder]:
+    """Opens a stage's run folder: checks its inputs, keeps what another recipe left there, saves the resolved recipe.
+
+    Raises: InputError when an input is missing or the folder holds something else.
+    """
+    if num_processes() > 1:
+        from accelerate import PartialState
+
+        with PartialState().main_process_first():
+            folder = _prepare(recipe)
+    else:
+        folder = _prepare(recipe)
+    handler = _log_to(folder.path / "log.txt") if is_main_process() and not folder.complete else None
+    try:
+        yield folder
+    finally:
+        folder.add_seconds()
+        if handler is not None:
+            logging.getLogger("ingot").removeHandler(handler)
+            handler.close()
+
+
+def _prepare(recipe: Recipe) -> RunFolder:
+    check_inputs(recipe)
+    path, wanted = recipe.run.dir, identity(recipe)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"run.dir: {path} is a file; choose a folder")
+    if path.is_dir() and any(path.iterdir()):
+        record = path / (MANIFEST if (path / MANIFEST).is_file() else STARTED)
+        if not record.is_file():
+            raise InputError(f"run.dir: {path} holds files that no stage of Ingot wrote; choose another folder")
+        found = read_json(record)
+        if all(found.get(k) == v for k, v in wanted.items()):
+            complete = record.name == MANIFEST and _files_present(path, found["files"])
+            logger.info(
+                "%s: %s: %s", recipe.stage, path, "complete and unchanged, nothing to do" if complete else "continuing"
+            )
+            return RunFolder(path, recipe, wanted, complete)
+        if is_main_process():
+            _set_aside(path, differences(found, wanted))
+    if is_main_process():
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / STARTED, wanted)
+        write_text(path / "recipe.yaml", dump_yaml(to_tree(recipe)))
+    return RunFolder(path, recipe, wanted, False)
+
+
+def _files_present(folder: Path, files: dict[str, Any]) -> bool:
+    sizes = {name: (folder / name).stat().st_size if (folder / name).is_file() else None for name in files}
+    return all(sizes[name] == record["bytes"] for name, record in files.items())
+
+
+def differences(found: Any, wanted: Any, prefix: str = "") -> list[str]:
+    """What changed between two records, one `key: old -> new` for each leaf."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [k for k in {**found, **wanted} if prefix or k in wanted]
+        return [line for k in keys for line in differences(found.get(k), wanted.get(k), f"{prefix}{k}.")]
+    name = prefix.rstrip(".").removeprefix("recipe.")
+    if found == wanted:
+        return []
+    return [f"{name} changed" if name.startswith(("inputs.", "sources")) else f"{name}: {found!r} -> {wanted!r}"]
+
+
+def _set_aside(path: Path, changes: list[str]) -> None:
+    """Moves a folder that belongs to another recipe out of the way; nothing is deleted."""
+    number = 1
+    while (kept := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    shutil.move(path, kept)
+    logger.info("%s was made differently (%s); kept as %s", path, "; ".join(changes[:5]) or "incomplete record", kept)
+
+
+def _log_to(path: Path) -> logging.Handler:
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+    logging.getLogger("ingot").addHandler(handler)
+    return handler
