@@ -1,0 +1,725 @@
+"""The Ingot model: a decoder-only transformer whose parts are chosen by IngotConfig.
+
+Notable:
+- with the default parts it is Qwen3 to the last parameter name (Llama without `qk_norm`, Qwen3-MoE with experts), and
+  with learned positions, LayerNorm and ungated GELU it is GPT-2: a state dict moves between them unchanged;
+- everything that all layers share (rotary angles, attention masks, ALiBi biases) is computed once per forward;
+- packed documents need only restarting `position_ids` and no attention mask: every backend keeps them apart;
+- the head never holds the float32 logits of a large vocabulary while training (see `IngotForCausalLM`).
+
+Shapes in comments: B batch, T tokens, S cached and new tokens, D hidden, H query heads, K key/value heads, W head width,
+V vocabulary, E experts, N = B * T.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.integrations import use_experts_implementation
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_ingot import IngotConfig
+
+# Float32 logits above this size are made in chunks of this size while training.
+LOGIT_BYTES = 256 * 2**20
+FUSED_AVAILABLE = "linear_cross_entropy" in dir(F)  # torch 2.13
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Norm
+
+
+class IngotRMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019), computed in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(hidden_states.float(), self.weight.shape, self.weight.float(), self.eps).to(
+            hidden_states.dtype
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+def build_norm(config: IngotConfig, width: int) -> nn.Module:
+    """Make the norm that the config names, for a last dimension of `width`."""
+    if config.norm_type == "layer_norm":
+        return nn.LayerNorm(width, eps=config.rms_norm_eps)
+    return IngotRMSNorm(width, eps=config.rms_norm_eps)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Positions
+
+
+class IngotRotaryEmbedding(nn.Module):
+    """Cosines and sines of RoPE (Su et al. 2021) for given positions, with the library's scaling types."""
+
+    def __init__(self, config: IngotConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.rope_type = config.rope_parameters["rope_type"]
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        compute = self.compute_default_rope_parameters
+        if self.rope_type != "default":
+            compute = ROPE_INIT_FUNCTIONS[self.rope_type]
+        inv_freq, self.attention_scaling = compute(config)  # (W / 2,)
+        self.inv_freq = nn.Buffer(inv_freq, persistent=False)
+        self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: IngotConfig, device: torch.device | None = None, **_: object):
+        """Frequencies theta^(-2i / W), unscaled; the library's table holds only the scaled types."""
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float, device=device) / config.head_dim
+        return config.rope_parameters["rope_theta"] ** -exponents, 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cos and sin, (B, 1, T, W) each, to be broadcast over heads."""
+        inv_freq = self.inv_freq.to(device=hidden_states.device, dtype=torch.float)
+        angles = position_ids[:, None, :, None].float() * inv_freq  # (B, 1, T, W / 2)
+        angles = torch.cat((angles, angles), dim=-1)
+        dtype = compute_dtype(hidden_states)
+        return (angles.cos() * self.attention_scaling).to(dtype), (angles.sin() * self.attention_scaling).to(dtype)
+
+
+def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype that matrix products with `tensor` come out in, under autocast or not."""
+    if torch.is_autocast_enabled(tensor.device.type):
+        return torch.get_autocast_dtype(tensor.device.type)
+    return tensor.dtype
+
+
+def rotate_half(x: torch.Tensor) -> torch.Tensor:
+    """Turn pairs (i, i + W / 2) by 90 degrees."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def sinusoidal_positions(position_ids: torch.Tensor, width: int) -> torch.Tensor:
+    """Sines and cosines (Vaswani et al. 2017) of positions (B, T), as (B, T, width) float32."""
+    half = (width + 1) // 2
+    exponents = torch.arange(half, dtype=torch.float, device=position_ids.device) / half
+    angles = position_ids[..., None].float() * 10000.0**-exponents
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)[..., :width]
+
+
+def alibi_slopes(num_heads: int, device: torch.device) -> torch.Tensor:
+    """One slope per head (Press et al. 2022): 2^(-8i / n) for a power of two, interleaved for other numbers."""
+    power = 2 ** int(math.log2(num_heads))
+    slopes = 2.0 ** (-8.0 / power * torch.arange(1, power + 1, device=device, dtype=torch.float))
+    extra = 2.0 ** (-4.0 / power * torch.arange(1, 2 * power, 2, device=device, dtype=torch.float))
+    return torch.cat((slopes, extra[: num_heads - power]))  # (H,)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+
+
+def repeat_heads(states: torch.Tensor, times: int) -> torch.Tensor:
+    """(B, K, S, W) to (B, K * times, S, W): every key/value head serves `times` query heads."""
+    return states if times == 1 else states.repeat_interleave(times, dim=1)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,  # (B, H, T, W)
+    key: torch.Tensor,  # (B, K, S, W)
+    value: torch.Tensor,  # (B, K, S, W)
+    attention_mask: torch.Tensor | None,  # (B, 1 or H, T, S), added to the scores
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out: the only backend that returns its weights."""
+    key, value = repeat_heads(key, module.num_key_value_groups), repeat_heads(value, module.num_key_value_groups)
+    scores = query @ key.transpose(2, 3) * scaling  # (B, H, T, S)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class IngotAttention(nn.Module):
+    """Causal self-attention with grouped key/value heads (MHA, GQA, MQA) and optional QK-norm."""
+
+    def __init__(self, config: IngotConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+        slides = config.layer_types[layer_idx] == "sliding_attention"
+        self.sliding_window = config.sliding_window if slides else None
+
+        width, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(width, config.num_attention_heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, width, bias=bias)
+        self.q_norm = build_norm(config, self.head_dim) if config.qk_norm else None
+        self.k_norm = build_norm(config, self.head_dim) if config.qk_norm else None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, T, D)
+        attention_mask: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch_tokens = hidden_states.shape[:-1]
+        heads = (*batch_tokens, -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(heads)  # (B, T, H, W)
+        key = self.k_proj(hidden_states).view(heads)  # (B, T, K, W)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)  # (B, K, T, W)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
+        if position_embeddings is not None:
+            cos, sin = position_embeddings
+            query = query * cos + rotate_half(query) * sin
+            key = key * cos + rotate_half(key) * sin
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*batch_tokens, -1)), weights
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Feed-forward and experts
+
+
+class IngotMLP(nn.Module):
+    """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
+
+    def __init__(self, config: IngotConfig, intermediate_size: int) -> None:
+        super().__init__()
+        width, bias = config.hidden_size, config.mlp_bias
+        self.gate_proj = nn.Linear(width, intermediate_size, bias=bias) if config.mlp_gated else None
+        self.up_proj = nn.Linear(width, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, width, bias=bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        up = self.up_proj(hidden_states)
+        inner = self.act_fn(up) if self.gate_proj is None else self.act_fn(self.gate_proj(hidden_states)) * up
+        return self.down_proj(inner)
+
+
+class IngotTopKRouter(nn.Module):
+    """Chooses the experts of each token: softmax over all experts, then the largest k."""
+
+    def __init__(self, config: IngotConfig) -> None:
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.norm_topk_prob = config.norm_topk_prob
+        self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return logits (N, E), weights (N, k) and indices (N, k) of the chosen experts, for (N, D)."""
+        router_logits = F.linear(hidden_states, self.weight)
+        weights, chosen = router_logits.softmax(dim=-1, dtype=torch.float).topk(self.top_k, dim=-1)
+        if self.norm_topk_prob:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        return router_logits, weights.to(router_logits.dtype), chosen
+
+
+@use_experts_implementation
+class IngotExperts(nn.Module):
+    """All experts of a layer as two stacked weights; the library runs them grouped, batched or one by one."""
+
+    def __init__(self, config: IngotConfig) -> None:
+        super().__init__()
+        self.num_experts = config.num_experts
+        self.gate_up_proj = nn.Parameter(
+            torch.empty(config.num_experts, 2 * config.moe_intermediate_size, config.hidden_size)
+        )
+        self.down_proj = nn.Parameter(
+            torch.empty(config.num_experts, config.hidden_size, config.moe_intermediate_size)
+        )
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The `eager` implementation: (N, D) with k experts each to (N, D), one product per expert."""
+        output = torch.zeros_like(hidden_states)
+        for expert in range(self.num_experts):
+            token, place = torch.where(chosen == expert)
+            gate, up = F.linear(hidden_states[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
+            result = F.linear(self.act_fn(gate) * up, self.down_proj[expert]) * weights[token, place, None]
+            output.index_add_(0, token, result.to(output.dtype))
+        return output
+
+
+class IngotSparseMoeBlock(nn.Module):
+    """A router and its experts, and an optional shared expert behind a sigmoid gate (as Qwen2-MoE)."""
+
+    def __init__(self, config: IngotConfig) -> None:
+        super().__init__()
+        self.gate = IngotTopKRouter(config)
+        self.experts = IngotExperts(config)
+        self.shared_expert = None
+        if config.shared_expert_intermediate_size:
+            self.shared_expert = IngotMLP(config, config.shared_expert_intermediate_size)
+            self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        flat = hidden_states.reshape(-1, hidden_states.shape[-1])  # (N, D)
+        _, weights, chosen = self.gate(flat)
+        output = self.experts(flat, chosen, weights)
+        if self.shared_expert is not None:
+            output = output + self.shared_expert_gate(flat).sigmoid() * self.shared_expert(flat)
+        return output.view(hidden_states.shape)
+
+
+def load_balancing_loss(
+    router_logits: tuple[torch.Tensor, ...], top_k: int, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """E * sum_e(share of choices on e * mean probability of e), 1 per chosen expert when even (Fedus et al. 2021).
+
+    `router_logits` holds (N, E) per sparse layer; `mask` (B, T) leaves out padding.
+    """
+    device = router_logits[0].device
+    logits = torch.stack([layer.to(device) for layer in router_logits])  # (layers, N, E)
+    probabilities = logits.softmax(dim=-1, dtype=torch.float)
+    chosen = torch.zeros_like(probabilities).scatter_(-1, probabilities.topk(top_k, dim=-1).indices, 1.0)
+    if mask is None:
+        share, mean = chosen.mean(dim=(0, 1)), probabilities.mean(dim=(0, 1))  # (E,) each
+    else:
+        rows = mask.reshape(1, -1, 1).to(device, torch.float)
+        count = rows.sum() * len(router_logits)
+        share, mean = (chosen * rows).sum(dim=(0, 1)) / count, (probabilities * rows).sum(dim=(0, 1)) / count
+    return logits.shape[-1] * (share * mean).sum()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Block
+
+
+class IngotDecoderLayer(GradientCheckpointingLayer):
+    """Attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: IngotConfig, layer_idx: int) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.pre_norm = config.norm_position == "pre"
+        self.residual_dropout = config.residual_dropout
+        self.self_attn = IngotAttention(config, layer_idx)
+        sparse = config.is_sparse_layer(layer_idx)
+        self.mlp = IngotSparseMoeBlock(config) if sparse else IngotMLP(config, config.intermediate_size)
+        if self.pre_norm:
+            self.input_layernorm = build_norm(config, width)
+            self.post_attention_layernorm = build_norm(
+                config, width
+            )  # Qwen3's name: it stands before the feed-forward
+        else:
+            self.post_attention_layernorm = build_norm(config, width)
+            self.post_feedforward_layernorm = build_norm(config, width)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, T, D)
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attended = self.input_layernorm(hidden_states) if self.pre_norm else hidden_states
+        attended, _ = self.self_attn(
+            attended,
+            attention_mask=attention_mask,
+            position_embeddings=position_embeddings,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + self._drop(attended)
+        if self.pre_norm:
+            return hidden_states + self._drop(self.mlp(self.post_attention_layernorm(hidden_states)))
+        hidden_states = self.post_attention_layernorm(hidden_states)
+        return self.post_feedforward_layernorm(hidden_states + self._drop(self.mlp(hidden_states)))
+
+    def _drop(self, update: torch.Tensor) -> torch.Tensor:
+        return F.dropout(update, self.residual_dropout, self.training) if self.residual_dropout else update
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model
+
+
+class IngotPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of every Ingot model, and the initial weights."""
+
+    config_class = IngotConfig
+    config: IngotConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["IngotDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "router_logits": OutputRecorder(IngotTopKRouter, index=0),
+        "hidden_states": IngotDecoderLayer,
+        "attentions": IngotAttention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # normal(initializer_range), ones in norms, zero biases, RoPE's buffers
+        config = self.config
+        if isinstance(module, (IngotTopKRouter, IngotExperts)):
+            for weight in module.parameters():
+                self._init_projection(weight)
+        elif isinstance(module, nn.Linear):
+            self._init_projection(module.weight)
+        if isinstance(module, IngotAttention):
+            self._init_projection(module.o_proj.weight, into_residual=True)
+        elif isinstance(module, (IngotMLP, IngotExperts)):
+            down = module.down_proj
+            self._init_projection(down.weight if isinstance(down, nn.Linear) else down, into_residual=True)
+        elif isinstance(module, IngotModel) and config.embedding_initializer_range is not None:
+            init.normal_(module.embed_tokens.weight, std=config.embedding_initializer_range)
+        elif isinstance(module, IngotForCausalLM) and config.lm_head_initializer_range is not None:
+            init.normal_(module.lm_head.weight, std=config.lm_head_initializer_range)
+
+    def _init_projection(self, weight: torch.Tensor, into_residual: bool = False) -> None:
+        std = self.config.initializer_range
+        if self.config.initializer_method == "fan_in":
+            std = weight.shape[-1] ** -0.5
+        elif self.config.initializer_method == "scaled_normal" and into_residual:
+            std = std / math.sqrt(2 * self.config.num_hidden_layers)
+        init.normal_(weight, std=std)
+
+
+class IngotModel(IngotPreTrainedModel):
+    """Tokens to hidden states: embedding, blocks, last norm."""
+
+    def __init__(self, config: IngotConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        if config.position_embedding_type == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layers = nn.ModuleList([IngotDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        pre_norm = config.norm_position == "pre"
+        self.norm = build_norm(config, config.hidden_size) if pre_norm else nn.Identity()
+        self.rotary_emb = IngotRotaryEmbedding(config) if config.position_embedding_type == "rope" else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MoeModelOutputWithPast:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)  # (B, T, D)
+        # Masks come before a new cache: an empty one hides from the library that documents are packed.
+        masks = self._attention_masks(inputs_embeds, attention_mask, position_ids, past_key_values)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
+
+        hidden_states = self._enter(inputs_embeds, position_ids)
+        position_embeddings = None if self.rotary_emb is None else self.rotary_emb(hidden_states, position_ids)
+        for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks[layer_type],
+                position_embeddings=position_embeddings,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return MoeModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
+        )
+
+    def _enter(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """What the first block reads: scaled tokens, absolute positions added, dropout."""
+        config, hidden_states = self.config, inputs_embeds
+        if config.embedding_multiplier != 1.0:
+            hidden_states = hidden_states * config.embedding_multiplier
+        if config.position_embedding_type == "learned":
+            hidden_states = hidden_states + self.embed_positions(position_ids)
+        elif config.position_embedding_type == "sinusoidal":
+            positions = sinusoidal_positions(position_ids, config.hidden_size)
+            hidden_states = hidden_states + positions.to(hidden_states.dtype)
+        return F.dropout(hidden_states, config.embedding_dropout, self.training)
+
+    def _attention_masks(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
+        position_ids: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> dict[str, torch.Tensor | None]:
+        """One mask per layer type, made once; None where the backend's own causal mode is enough."""
+        masks = attention_mask
+        if not isinstance(masks, dict):  # generate may have made them
+            make = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+            masks = {
+                layer_type: make[layer_type](
+                    config=self.config,
+                    inputs_embeds=inputs_embeds,
+                    attention_mask=attention_mask,
+                    past_key_values=past_key_values,
+                    position_ids=position_ids,
+                )
+                for layer_type in dict.fromkeys(self.config.layer_types)
+            }
+        if self.config.position_embedding_type != "alibi":
+            return masks
+        return {kind: self._add_alibi(mask, kind, inputs_embeds, past_key_values) for kind, mask in masks.items()}
+
+    def _add_alibi(
+        self, mask: torch.Tensor | None, layer_type: str, inputs_embeds: torch.Tensor, past_key_values: Cache | None
+    ) -> torch.Tensor:
+        """Take slope * distance from the scores of visible tokens; (B or 1, H, T, S), float.
+
+        Distances are between places in the batch row: left padding and packing shift both ends alike.
+        """
+        backend = self.config._attn_implementation
+        if backend not in ("eager", "sdpa"):
+            raise ValueError(
+                f"position_embedding_type 'alibi' needs attn_implementation 'sdpa' or 'eager', not {backend}"
+            )
+        device, dtype, num_new = inputs_embeds.device, inputs_embeds.dtype, inputs_embeds.shape[1]
+        num_keys, first_key, first_query = num_new, 0, 0
+        if past_key_values is not None:
+            layer_idx = self.config.layer_types.index(layer_type)
+            num_keys, first_key = past_key_values.get_mask_sizes(num_new, layer_idx)
+            first_query = past_key_values.get_query_offset(layer_idx)
+        queries = torch.arange(num_new, device=device)[:, None] + first_query
+        distance = queries - (torch.arange(num_keys, device=device) + first_key)  # (T, S)
+        bias = -alibi_slopes(self.config.num_attention_heads, device)[:, None, None] * distance.abs()  # (H, T, S)
+        if mask is None:
+            mask = distance >= 0
+        if mask.dtype != torch.bool:
+            return mask + bias.to(dtype)
+        return bias.to(dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Head
+
+
+def chunked_cross_entropy(
+    project: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor, labels: torch.Tensor, rows: int
+) -> torch.Tensor:
+    """Summed cross entropy of (N, D) against (N,), holding the logits of `rows` tokens, which backward makes again."""
+
+    def chunk_loss(chunk: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(project(chunk).float(), targets, reduction="sum")
+
+    total = torch.zeros((), dtype=torch.float, device=hidden_states.device)
+    for chunk, targets in zip(hidden_states.split(rows), labels.split(rows), strict=True):
+        total = total + checkpoint(chunk_loss, chunk, targets, use_reentrant=False)
+    return total
+
+
+def fused_cross_entropy(weight: torch.Tensor, hidden_states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Summed cross entropy of (N, D) against (N,) through torch's operator, whose forward makes the gradients."""
+    dtype = compute_dtype(hidden_states)  # the operator is not among those that autocast casts for
+    return F.linear_cross_entropy(
+        hidden_states.to(dtype), weight.to(dtype), labels, reduction="sum", options=nn.LinearCrossEntropyOptions()
+    )
+
+
+class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
+    """Tokens to logits and, with labels, the loss of the next token.
+
+    In training mode with labels the logits of a large vocabulary are never held at once, and `logits` is None; ask
+    with `skip_logits=False` to have them. In evaluation mode they are returned unless `skip_logits=True`.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: IngotConfig) -> None:
+        super().__init__(config)
+        self.model = IngotModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        shift_labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        skip_logits: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MoeCausalLMOutputWithPast:
+        """Run the model; with `labels` (B, T), -100 where there is none, also the loss.
+
+        `num_items_in_batch` is the number of labels of the whole optimizer step: the loss is then the sum over this
+        batch divided by it, so that the losses of all micro-batches add up to the mean. `shift_labels` are labels
+        already moved by one place.
+        """
+        if labels is not None and shift_labels is None:
+            shift_labels = F.pad(labels[..., 1:], (0, 1), value=-100)  # position t predicts token t + 1
+        if shift_labels is not None and use_cache is None:
+            use_cache = False
+        balance = self.config.num_experts > 0 and self._wants_balance(output_router_logits, shift_labels)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_router_logits=balance,
+            **kwargs,
+        )
+        hidden_states, logits, loss, aux_loss = outputs.last_hidden_state, None, None, None
+        if shift_labels is None:
+            logits = self._logits(hidden_states, logits_to_keep)
+        else:
+            shift_labels = shift_labels.to(hidden_states.device)
+            loss, logits = self._loss(hidden_states, shift_labels, num_items_in_batch, skip_logits)
+            logits = None if logits is None else _keep(logits, logits_to_keep)
+        if balance:
+            aux_loss = load_balancing_loss(outputs.router_logits, self.config.num_experts_per_tok, attention_mask)
+            if loss is not None:
+                loss = loss + self._balance_weight(shift_labels, num_items_in_batch) * aux_loss.to(loss.device)
+        return MoeCausalLMOutputWithPast(
+            loss=loss,
+            aux_loss=aux_loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=outputs.router_logits,
+        )
+
+    def _logits(self, hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor = 0) -> torch.Tensor:
+        logits = self.lm_head(_keep(hidden_states, logits_to_keep))  # (B, T or fewer, V)
+        return logits if self.config.logit_scale == 1.0 else logits * self.config.logit_scale
+
+    def _loss(
+        self,
+        hidden_states: torch.Tensor,
+        shift_labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
+        skip_logits: bool | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The loss, and the logits (B, T, V) where they are wanted or were needed anyway."""
+        implementation = self._loss_implementation(shift_labels.numel())
+        if skip_logits is None:
+            skip_logits = self.training and implementation != "plain"
+        if not skip_logits or implementation == "plain":
+            logits = self._logits(hidden_states)
+            loss = self.loss_function(
+                logits=logits,
+                labels=None,
+                shift_labels=shift_labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+            )
+            return loss, None if skip_logits else logits
+        flat, targets = hidden_states.flatten(0, 1), shift_labels.flatten()
+        if implementation == "fused":
+            total = fused_cross_entropy(self.lm_head.weight, flat * self.config.logit_scale, targets)
+        else:
+            rows = max(1, LOGIT_BYTES // (4 * self.config.vocab_size))
+            total = chunked_cross_entropy(self._logits, flat, targets, rows)
+        count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        return total / count, None
+
+    def _loss_implementation(self, num_tokens: int) -> str:
+        wanted = self.config.loss_implementation
+        small = 4 * num_tokens * self.config.vocab_size <= LOGIT_BYTES
+        if wanted == "auto" and small:
+            return "plain"
+        # The operator reads the weight itself: a replaced or sharded head goes through its own forward instead.
+        can_fuse = FUSED_AVAILABLE and type(self.lm_head) is nn.Linear and self.lm_head.weight.shape[0] > 0
+        if wanted == "fused" and not can_fuse:
+            raise ValueError("loss_implementation 'fused' needs torch 2.13 and a plain, unsharded lm_head: use 'auto'")
+        return ("fused" if can_fuse else "chunked") if wanted == "auto" else wanted
+
+    def _wants_balance(self, asked: bool | None, shift_labels: torch.Tensor | None) -> bool:
+        """Router logits are wanted when asked for, and for the load-balancing loss of a training step."""
+        if asked is not None:
+            return asked
+        training_step = self.training and shift_labels is not None and self.config.router_aux_loss_coef > 0
+        return self.config.output_router_logits or training_step
+
+    def _balance_weight(self, shift_labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> float:
+        """The load-balancing coefficient; its share of it for one micro-batch of several."""
+        coefficient = self.config.router_aux_loss_coef
+        if num_items_in_batch is None:
+            return coefficient
+        return coefficient * (shift_labels != -100).sum() / num_items_in_batch
+
+
+def _keep(states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The last so many places of (B, T, ...), or the named ones; 0 keeps all."""
+    if isinstance(logits_to_keep, int) and logits_to_keep == 0:
+        return states
+    return states[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
+
+
+__all__ = ["IngotForCausalLM", "IngotModel", "IngotPreTrainedModel"]
