@@ -1,7 +1,7 @@
 """Recipes: YAML and `--a.b=c` overrides become typed sections; every error is reported at once.
 
-A recipe class has sections (`model`, `data`, `training`, `run`). A `Section` is a strict pydantic model. An
-`UpstreamSection` also takes the keys of an upstream class (`transformers.TrainingArguments`, ...) under their upstream names.
+A recipe class has sections (`model`, `data`, `training`, `run`), each a strict pydantic model. An `UpstreamSection` also
+takes the keys of an upstream class (`transformers.TrainingArguments`, ...) under their upstream names.
 """
 
 import sys
@@ -104,8 +104,8 @@ def describe_keys(section: type[Section], prefix: str = "") -> str:
     """The keys of a recipe with types, defaults and meaning, for --help."""
     lines = []
     for name, field in section.model_fields.items():
-        key, inner = f"{prefix}{field.alias or name}", section_of(field.annotation)
-        if inner is not None and field.annotation is inner:
+        key, inner = f"{prefix}{field.alias or name}", field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
             lines.append(describe_keys(inner, f"{key}."))
             continue
         default = (

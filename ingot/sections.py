@@ -35,7 +35,7 @@ class Section(BaseModel):
 
 
 class UpstreamSection(Section):
-    """A section that also takes every field of an upstream class: `class X(UpstreamSection, upstream="trl.SFTConfig")`."""
+    """A section that also takes every field of `upstream`: `class X(UpstreamSection, upstream="trl.SFTConfig")`."""
 
     upstream: ClassVar[str]
 

@@ -1,7 +1,7 @@
 """The keys of upstream's configuration classes, read from their source text.
 
-Importing `transformers.TrainingArguments` takes four seconds, and a misspelt key should be refused in one. So field names
-and types are read with `ast`; `tests/test_upstream.py` holds the result equal to what an import gives.
+Importing `transformers.TrainingArguments` takes four seconds, and a misspelt key should be refused in one. So field
+names and types are read with `ast`; `tests/test_upstream.py` holds the result equal to what an import gives.
 """
 
 import ast
@@ -47,7 +47,10 @@ ELSEWHERE = {
 _POSITIVE = (
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs learning_rate"
 )
-_NOT_NEGATIVE = "weight_decay warmup_steps max_grad_norm adam_epsilon save_steps eval_steps logging_steps seed dataloader_num_workers"
+_NOT_NEGATIVE = (
+    "weight_decay warmup_steps max_grad_norm adam_epsilon save_steps eval_steps logging_steps seed "
+    "dataloader_num_workers"
+)
 _BELOW_ONE = "adam_beta1 adam_beta2 label_smoothing_factor"
 BOUNDS: dict[str, Any] = (
     dict.fromkeys(_POSITIVE.split(), Field(gt=0))
