@@ -1,7 +1,7 @@
 """Recipes: YAML and `--a.b=c` overrides become typed sections; every error is reported at once.
 
-A recipe class has sections (`model`, `data`, `training`, `run`), each a strict pydantic model. An `UpstreamSection` also
-takes the keys of an upstream class (`transformers.TrainingArguments`, ...) under their upstream names.
+A recipe class has sections (`model`, `data`, `training`, `run`), each a strict pydantic model. An `UpstreamSection`
+also takes the keys of an upstream class (`transformers.TrainingArguments`, ...) under their upstream names.
 """
 
 import sys
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ingot.recipe_errors import describe, message, nearest, one_per_key
 from ingot.recipe_yaml import InputError, apply_overrides, dump_yaml, read_yaml
-from ingot.sections import FilePath, Recipe, RunSection, Section, StageFolder, UpstreamSection, expanded, section_of
+from ingot.sections import FilePath, Recipe, RunSection, Section, StageFolder, UpstreamSection, expanded
 from ingot.upstream import ELSEWHERE, fields_of
 
 __all__ = [
