@@ -1,0 +1,121 @@
+"""Token shards: flat files of token ids with the ends of their documents, written once and memory-mapped.
+
+A folder holds `tokens/<split>-<number>.bin` (uint16 or uint32, little-endian), `tokens/<split>-<number>.ends`
+(uint64: for every document the index after its last token) and `data.json`, which lists them with their counts.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ingot.recipe import InputError
+from ingot.runs import read_json
+
+DESCRIPTION = "data.json"
+TOKENS = "tokens"
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest type that holds every token id: 2 bytes up to 65,536 entries, else 4."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class ShardWriter:
+    """Writes one shard; the files appear under their names only when it is closed without an error."""
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype[Any]) -> None:
+        self.folder, self.name, self.dtype = folder, name, dtype
+        self.partial = [folder / f".{name}.{kind}.partial" for kind in ("bin", "ends")]
+        self.tokens, self.ends = (open(path, "wb") for path in self.partial)  # noqa: SIM115 - close()
+        self.num_documents = self.num_tokens = self.num_bytes = 0
+
+    def add(self, ids: Sequence[int], num_bytes: int) -> None:
+        """Appends a document: its token ids and the bytes of its text."""
+        self.num_tokens += len(ids)
+        self.num_documents += 1
+        self.num_bytes += num_bytes
+        self.tokens.write(np.asarray(ids, self.dtype).tobytes())
+        self.ends.write(np.uint64(self.num_tokens).tobytes())
+
+    def close(self) -> dict[str, Any]:
+        """Puts the files in place and describes them; an empty shard leaves no files."""
+        for file, partial, kind in zip((self.tokens, self.ends), self.partial, ("bin", "ends"), strict=True):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            if self.num_documents:
+                os.replace(partial, self.folder / f"{self.name}.{kind}")
+            else:
+                partial.unlink()
+        return {"name": self.name, "documents": self.num_documents, "tokens": self.num_tokens, "bytes": self.num_bytes}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for file, partial in zip((self.tokens, self.ends), self.partial, strict=True):
+            file.close()
+            partial.unlink(missing_ok=True)
+
+
+class TokenShards:
+    """The memory-mapped tokens of one split of a prepare_data folder, with the table of its documents.
+
+    `files[s]` are the token ids of shard s; document d is `files[shard[d]][start[d] : start[d] + length[d]]`.
+
+    Raises: InputError when the folder has no such split or a file is not as long as it should be.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        if not (folder / DESCRIPTION).is_file():
+            raise InputError(
+                f"{folder}: no token shards here (no {DESCRIPTION}); name an output folder of prepare_data"
+            )
+        self.description = read_json(folder / DESCRIPTION)
+        entry = self.description["splits"].get(split)
+        if entry is None or entry["documents"] == 0:
+            held = ", ".join(name for name, e in self.description["splits"].items() if e["documents"])
+            raise InputError(f"{folder}: no documents in split '{split}'; it has {held}; see data.split of its recipe")
+        self.num_documents: int = entry["documents"]
+        self.num_tokens: int = entry["tokens"]
+        self.num_bytes: int = entry["bytes"]
+        self.files, ends = [], []
+        for shard in entry["shards"]:
+            path = folder / TOKENS / shard["name"]
+            self.files.append(_map(path.with_suffix(".bin"), np.dtype(self.description["dtype"]), shard["tokens"]))
+            ends.append(np.asarray(_map(path.with_suffix(".ends"), np.dtype("<u8"), shard["documents"]), np.int64))
+        self.shard = np.repeat(np.arange(len(ends)), [len(e) for e in ends])
+        self.start = np.concatenate([np.concatenate([[0], e[:-1]]) for e in ends])
+        self.length = np.concatenate(ends) - self.start
+
+    @property
+    def vocab_size(self) -> int:
+        """The length of the tokenizer that the tokens were made with."""
+        return int(self.description["vocab_size"])
+
+    @property
+    def end_of_document(self) -> int:
+        """The id of the token that ends every document."""
+        return int(self.description["end_of_document"])
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text for every token that a model predicts: all but the first of each document."""
+        return self.num_bytes / (self.num_tokens - self.num_documents)
+
+    def document(self, index: int) -> NDArray[Any]:
+        """The token ids of a document, in the order of the files."""
+        start = self.start[index]
+        return self.files[self.shard[index]][start : start + self.length[index]]
+
+
+def _map(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
+    """A memory-mapped file as a plain array (slices of np.memmap cost microseconds each)."""
+    if not path.is_file() or path.stat().st_size != length * dtype.itemsize:
+        raise InputError(f"{path}: missing or not {length * dtype.itemsize} bytes long; run prepare_data again")
+    return np.asarray(np.memmap(path, dtype, mode="r")).view(np.ndarray)

@@ -1,0 +1,65 @@
+"""The held-out split: a pure function of the documents' ids (or groups), the seed and the rule."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ingot.data.sources import Split
+from ingot.recipe import InputError
+
+SPLITS = ("train", "validation", "test")  # a document's split is an index into this
+Draws = NDArray[np.uint64]
+
+
+def draw_of(seed: int, parts: Sequence[Any]) -> int:
+    """A number in [0, 2**64) for a document or group: the same for the same parts and seed, else as if random."""
+    text = json.dumps([seed, *parts], ensure_ascii=False, default=str)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def digest_of(text: str) -> bytes:
+    """16 bytes that are equal for texts that differ only in case and white space."""
+    return hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=16).digest()
+
+
+def choose_splits(draws: Draws, strata: dict[int, Any], split: Split) -> NDArray[np.uint8]:
+    """The split of every document, from its group's draw; `strata` gives each draw's value of the `stratify` column.
+
+    Raises: InputError when more is held out than there is.
+    """
+    if split.by_share:
+        share = draws / 2.0**64
+        return np.where(share < split.validation, 1, np.where(share < split.validation + split.test, 2, 0)).astype(
+            np.uint8
+        )
+    groups = np.unique(draws)
+    num_held_out = int(split.validation + split.test)
+    if num_held_out and num_held_out >= len(groups):
+        kind = "groups" if split.group else "documents"
+        raise InputError(f"data.split: holds out {num_held_out} of {len(groups)} {kind}; nothing is left to train on")
+    picked = _pick(groups, strata, num_held_out, split)
+    validation = _evenly_spaced(num_held_out, int(split.validation))
+    chosen = np.zeros(len(draws), np.uint8)
+    chosen[np.isin(draws, picked)] = SPLITS.index("test")
+    chosen[np.isin(draws, picked[validation])] = SPLITS.index("validation")
+    return chosen
+
+
+def _pick(groups: Draws, strata: dict[int, Any], size: int, split: Split) -> Draws:
+    """The held-out groups; with `stratify`, the smallest draw in each of `size` equal ranges of the sorted values."""
+    if split.stratify is None or size == 0:
+        return groups[:size]
+    values = [strata[int(g)] for g in groups]
+    numbers = all(isinstance(v, int | float) for v in values)
+    ordered = sorted(zip(values, groups, strict=True), key=lambda v: (v[0] if numbers else str(v[0]), v[1]))
+    ranges = np.array_split(np.array([group for _, group in ordered], np.uint64), size)
+    return np.array([part.min() for part in ranges], np.uint64)
+
+
+def _evenly_spaced(length: int, size: int) -> list[int]:
+    """`size` of the indices below `length`, spread over the whole."""
+    return [(2 * i + 1) * length // (2 * size) for i in range(size)]

@@ -1,0 +1,1 @@
+"""Tokenizers: training them, the chat template, and checking them against a model."""

@@ -1,0 +1,81 @@
+"""Building a byte-level BPE tokenizer and saving it as a folder that AutoTokenizer loads."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ingot.recipe import InputError
+from ingot.runs import write_json, write_text
+from ingot.tokenization.chat_template import CHAT_TEMPLATE, END_OF_TEXT, PAD, SPECIAL_TOKENS, TURN_END, TURN_START
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PreTokenizerName = Literal["qwen2", "gpt-2", "llama-bpe"]  # as llama.cpp calls them
+
+# How text is cut into words before merging. The expressions must equal llama.cpp's, letter for letter, or an exported
+# model would see other ids there than in training.
+PATTERNS: dict[PreTokenizerName, str] = {
+    "qwen2": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    ),
+    "gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "llama-bpe": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    ),
+}
+SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte and the special tokens
+
+
+def train_bpe(texts: Iterator[str], vocab_size: int, pre_tokenizer: PreTokenizerName) -> "Tokenizer":
+    """Trains a byte-level BPE of exactly `vocab_size` entries; the special tokens have the first ids.
+
+    Every text can be encoded and decodes to itself: all bytes are in the vocabulary and nothing is normalised.
+
+    Raises: InputError when the texts are too few for so many entries.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    # llama.cpp takes a word that is an entry as it is, without merging, for its "llama-bpe"
+    tokenizer = Tokenizer(models.BPE(ignore_merges=pre_tokenizer == "llama-bpe"))
+    cut = pre_tokenizers.Split(Regex(PATTERNS[pre_tokenizer]), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, to_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if (reached := tokenizer.get_vocab_size()) < vocab_size:
+        raise InputError(
+            f"tokenizer.vocab_size: the training text is enough for only {reached} entries, not {vocab_size}; "
+            "give more text or a smaller vocabulary"
+        )
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: "Tokenizer", folder: Path, pre_tokenizer: PreTokenizerName) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja.
+
+    The config is written for old and new readers alike: transformers 4 knows the class by the name
+    PreTrainedTokenizerFast and the further special tokens as `additional_special_tokens`, and servers that predate
+    chat_template.jinja look for the template inside.
+    """
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_text(folder / "chat_template.jinja", CHAT_TEMPLATE)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pre_tokenizer": pre_tokenizer,
+        "eos_token": END_OF_TEXT,
+        "pad_token": PAD,
+        "additional_special_tokens": [TURN_START, TURN_END],
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "right",
+        "chat_template": CHAT_TEMPLATE,
+    }
+    write_json(folder / "tokenizer_config.json", config)
