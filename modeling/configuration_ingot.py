@@ -1,7 +1,7 @@
 """Every hyperparameter of the Ingot architecture, one line of meaning each, and the checks that refuse wrong ones.
 
 Notable:
-- field names are Qwen3Config's (and Qwen3MoeConfig's, Qwen2MoeConfig's for the shared expert) wherever the thing exists
+- field names are Qwen3Config's (Qwen3MoeConfig's, Qwen2MoeConfig's for the shared expert) wherever the thing exists
   there, and the defaults are Qwen3's: `IngotConfig()` and `Qwen3Config()` describe the same network;
 - transformers accepts any keyword and drops a misspelt one; `IngotConfig(num_hiden_layers=2)` is an error that names
   the nearest field. A config.json that another version of transformers wrote may carry more, and still loads;
@@ -22,16 +22,25 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 # Keywords that PreTrainedConfig takes beside its declared fields.
-_COMMON_KEYWORDS = frozenset(
-    "attn_implementation auto_map experts_implementation model_type name_or_path num_labels output_attentions "
-    "output_hidden_states partial_rotary_factor per_layer_config quantization_config rope_scaling rope_theta "
-    "tie_last_hidden_states torch_dtype "
-    "_attn_implementation_internal _experts_implementation_internal _name_or_path _commit_hash".split()
-)
+_COMMON_KEYWORDS = {
+    *("attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path", "num_labels"),
+    *("output_attentions", "partial_rotary_factor", "per_layer_config", "quantization_config", "rope_scaling"),
+    *("rope_theta", "tie_last_hidden_states", "torch_dtype", "_name_or_path", "_commit_hash"),
+    *("_attn_implementation_internal", "_experts_implementation_internal"),
+}
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
-_ROPE_KEYS = frozenset(
-    "rope_type type rope_theta factor original_max_position_embeddings attention_factor beta_fast beta_slow mscale "
-    "mscale_all_dim truncate short_factor long_factor low_freq_factor high_freq_factor".split()
+_ROPE_KEYS = {
+    *("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings"),
+    *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),  # yarn
+    *("short_factor", "long_factor", "low_freq_factor", "high_freq_factor"),  # longrope, llama3
+}
+_AT_LEAST_ONE = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "decoder_sparse_step"),
+)
+_ABOVE_ZERO = (
+    *("initializer_range", "embedding_initializer_range", "lm_head_initializer_range"),
+    *("embedding_multiplier", "logit_scale", "rms_norm_eps"),
 )
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 _AUTO_MAP = {
@@ -124,7 +133,7 @@ class IngotConfig(PreTrainedConfig):
     initializer_range: float = _field(0.02, "standard deviation of the initial weights")
     initializer_method: Literal["normal", "scaled_normal", "fan_in"] = _field(
         "normal",
-        "normal: initializer_range everywhere; scaled_normal: o_proj and down_proj divided by sqrt(2 layers), as GPT-2; "
+        "normal: initializer_range everywhere; scaled_normal: as GPT-2, o_proj and down_proj divided by sqrt(2 layers); "
         "fan_in: every projection 1/sqrt(inputs), initializer_range for the embeddings",
     )
     embedding_initializer_range: float | None = _field(
@@ -337,8 +346,7 @@ def _scale_problems(config: IngotConfig) -> Iterator[str]:
     for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
         if not 0 <= getattr(config, name) < 1:
             yield f"{name} is {getattr(config, name)}; it must be at least 0 and below 1"
-    names = "initializer_range embedding_initializer_range lm_head_initializer_range embedding_multiplier logit_scale"
-    for name in [*names.split(), "rms_norm_eps"]:
+    for name in _ABOVE_ZERO:
         value = getattr(config, name)
         if value is not None and value <= 0:
             yield f"{name} is {value}; it must be above 0"

@@ -7,8 +7,8 @@ Notable:
 - packed documents need only restarting `position_ids` and no attention mask: every backend keeps them apart;
 - the head never holds the float32 logits of a large vocabulary while training (see `IngotForCausalLM`).
 
-Shapes in comments: B batch, T tokens, S cached and new tokens, D hidden, H query heads, K key/value heads, W head width,
-V vocabulary, E experts, N = B * T.
+Shapes in comments: B batch, T tokens, S cached and new tokens, D hidden, H query heads, K key/value heads, W head
+width, V vocabulary, E experts, N = B * T.
 """
 
 import math
@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
@@ -35,8 +36,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_ingot import IngotConfig
 
-# Float32 logits above this size are made in chunks of this size while training.
-LOGIT_BYTES = 256 * 2**20
+# Float32 logits are made in chunks of this size while training: small enough for a CPU's cache, large for a GPU.
+CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 FUSED_AVAILABLE = "linear_cross_entropy" in dir(F)  # torch 2.13
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -52,9 +53,11 @@ class IngotRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(hidden_states.float(), self.weight.shape, self.weight.float(), self.eps).to(
-            hidden_states.dtype
-        )
+        if hidden_states.device.type == "cuda":  # one fused kernel
+            return F.rms_norm(hidden_states, self.weight.shape, self.weight.to(hidden_states.dtype), self.eps)
+        states = hidden_states.float()
+        mean_square = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square() / states.shape[-1]
+        return (states * ((mean_square + self.eps).rsqrt() * self.weight)).to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
@@ -96,12 +99,17 @@ class IngotRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cos and sin, (B, 1, T, W) each, to be broadcast over heads."""
+        """Return cos and sin for `rotate`, (B, 1, T, W) each, to be broadcast over heads."""
         inv_freq = self.inv_freq.to(device=hidden_states.device, dtype=torch.float)
         angles = position_ids[:, None, :, None].float() * inv_freq  # (B, 1, T, W / 2)
-        angles = torch.cat((angles, angles), dim=-1)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         dtype = compute_dtype(hidden_states)
-        return (angles.cos() * self.attention_scaling).to(dtype), (angles.sin() * self.attention_scaling).to(dtype)
+        return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the pairs (i, i + W / 2) of (B, heads, T, W) by their angles; the first half of `sin` is negative."""
+    return states * cos + states.roll(states.shape[-1] // 2, dims=-1) * sin
 
 
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -109,12 +117,6 @@ def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(tensor.device.type):
         return torch.get_autocast_dtype(tensor.device.type)
     return tensor.dtype
-
-
-def rotate_half(x: torch.Tensor) -> torch.Tensor:
-    """Turn pairs (i, i + W / 2) by 90 degrees."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((-second, first), dim=-1)
 
 
 def sinusoidal_positions(position_ids: torch.Tensor, width: int) -> torch.Tensor:
@@ -154,12 +156,27 @@ def eager_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out: the only backend that returns its weights."""
     key, value = repeat_heads(key, module.num_key_value_groups), repeat_heads(value, module.num_key_value_groups)
-    scores = query @ key.transpose(2, 3) * scaling  # (B, H, T, S)
+    scores = query * scaling @ key.transpose(2, 3)  # (B, H, T, S)
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
+    weights = F.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def prefers_eager(config: IngotConfig, hidden_states: torch.Tensor) -> bool:
+    """Whether products beat SDPA: its CPU kernel takes three times as long for short bfloat16 sequences."""
+    on_cpu = hidden_states.device.type == "cpu" and config._attn_implementation == "sdpa"
+    return on_cpu and hidden_states.shape[1] <= 512 and compute_dtype(hidden_states) == torch.bfloat16
+
+
+def additive_mask(mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor:
+    """SDPA's mask (True where seen, None for causal) as numbers to add to the scores."""
+    dtype, num_tokens = compute_dtype(hidden_states), hidden_states.shape[1]
+    if mask is None:
+        mask = torch.ones(1, 1, num_tokens, num_tokens, dtype=torch.bool, device=hidden_states.device).tril()
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 class IngotAttention(nn.Module):
@@ -191,8 +208,10 @@ class IngotAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
         past_key_values: Cache | None = None,
+        attn_implementation: str | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        hidden_states = hidden_states.to(compute_dtype(hidden_states))  # once, not once per projection
         batch_tokens = hidden_states.shape[:-1]
         heads = (*batch_tokens, -1, self.head_dim)
         query = self.q_proj(hidden_states).view(heads)  # (B, T, H, W)
@@ -203,12 +222,12 @@ class IngotAttention(nn.Module):
         query, key = query.transpose(1, 2), key.transpose(1, 2)
         if position_embeddings is not None:
             cos, sin = position_embeddings
-            query = query * cos + rotate_half(query) * sin
-            key = key * cos + rotate_half(key) * sin
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        backend = attn_implementation or self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention)
         output, weights = attend(
             self,
             query,
@@ -239,6 +258,7 @@ class IngotMLP(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = hidden_states.to(compute_dtype(hidden_states))  # once, not once per projection
         up = self.up_proj(hidden_states)
         inner = self.act_fn(up) if self.gate_proj is None else self.act_fn(self.gate_proj(hidden_states)) * up
         return self.down_proj(inner)
@@ -346,9 +366,7 @@ class IngotDecoderLayer(GradientCheckpointingLayer):
         self.mlp = IngotSparseMoeBlock(config) if sparse else IngotMLP(config, config.intermediate_size)
         if self.pre_norm:
             self.input_layernorm = build_norm(config, width)
-            self.post_attention_layernorm = build_norm(
-                config, width
-            )  # Qwen3's name: it stands before the feed-forward
+            self.post_attention_layernorm = build_norm(config, width)  # before the feed-forward: Qwen3's name
         else:
             self.post_attention_layernorm = build_norm(config, width)
             self.post_feedforward_layernorm = build_norm(config, width)
@@ -472,6 +490,9 @@ class IngotModel(IngotPreTrainedModel):
 
         hidden_states = self._enter(inputs_embeds, position_ids)
         position_embeddings = None if self.rotary_emb is None else self.rotary_emb(hidden_states, position_ids)
+        backend = self.config._attn_implementation
+        if past_key_values is None and prefers_eager(self.config, hidden_states):
+            backend, masks = "eager", {kind: additive_mask(mask, hidden_states) for kind, mask in masks.items()}
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
             hidden_states = layer(
                 hidden_states,
@@ -480,6 +501,7 @@ class IngotModel(IngotPreTrainedModel):
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
+                attn_implementation=backend,
                 **kwargs,
             )
         return MoeModelOutputWithPast(
@@ -555,10 +577,50 @@ class IngotModel(IngotPreTrainedModel):
 # Head
 
 
-def chunked_cross_entropy(
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross entropy of a linear head, a few rows of logits at a time, with the gradients made on the way.
+
+    After the forward pass only the gradients of the hidden states and of the weight are kept, so each chunk of logits
+    is computed once and never stored. Backward scales them in place, which is why it can run only once.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_states, weight, labels, rows):  # (N, D), (V, D), (N,), int
+        needs_weight = ctx.needs_input_grad[1]
+        grad_hidden = torch.empty_like(hidden_states)
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float, device=weight.device) if needs_weight else None
+        total = torch.zeros((), dtype=torch.float, device=weight.device)
+        for start in range(0, len(labels), rows):
+            chunk, targets = hidden_states[start : start + rows], labels[start : start + rows, None]
+            valid = targets != -100
+            targets = targets.where(valid, 0)
+            log_probs = F.log_softmax((chunk @ weight.t()).float(), dim=-1)  # (rows, V)
+            total -= (log_probs.gather(1, targets) * valid).sum()
+            grad_logits = log_probs.exp_().scatter_add_(1, targets, torch.full_like(log_probs[:, :1], -1.0))
+            grad_logits = grad_logits.to(chunk.dtype)
+            grad_hidden[start : start + rows] = (grad_logits @ weight) * valid
+            if needs_weight:
+                grad_weight += grad_logits.t() @ (chunk * valid)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype, ctx.done = weight.dtype, False
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_total):
+        if ctx.done:
+            raise RuntimeError("the chunked loss can run backward only once: set loss_implementation to 'plain'")
+        ctx.done = True
+        grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_weight is not None:
+            grad_weight = grad_weight.mul_(grad_total).to(ctx.weight_dtype)
+        return grad_hidden.mul_(grad_total), grad_weight, None, None
+
+
+def checkpointed_cross_entropy(
     project: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor, labels: torch.Tensor, rows: int
 ) -> torch.Tensor:
-    """Summed cross entropy of (N, D) against (N,), holding the logits of `rows` tokens, which backward makes again."""
+    """The same for any head: `project` makes the logits of a chunk, and makes them again in backward."""
 
     def chunk_loss(chunk: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(project(chunk).float(), targets, reduction="sum")
@@ -567,14 +629,6 @@ def chunked_cross_entropy(
     for chunk, targets in zip(hidden_states.split(rows), labels.split(rows), strict=True):
         total = total + checkpoint(chunk_loss, chunk, targets, use_reentrant=False)
     return total
-
-
-def fused_cross_entropy(weight: torch.Tensor, hidden_states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed cross entropy of (N, D) against (N,) through torch's operator, whose forward makes the gradients."""
-    dtype = compute_dtype(hidden_states)  # the operator is not among those that autocast casts for
-    return F.linear_cross_entropy(
-        hidden_states.to(dtype), weight.to(dtype), labels, reduction="sum", options=nn.LinearCrossEntropyOptions()
-    )
 
 
 class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
@@ -680,25 +734,36 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
                 num_items_in_batch=num_items_in_batch,
             )
             return loss, None if skip_logits else logits
-        flat, targets = hidden_states.flatten(0, 1), shift_labels.flatten()
-        if implementation == "fused":
-            total = fused_cross_entropy(self.lm_head.weight, flat * self.config.logit_scale, targets)
-        else:
-            rows = max(1, LOGIT_BYTES // (4 * self.config.vocab_size))
-            total = chunked_cross_entropy(self._logits, flat, targets, rows)
-        count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        total = self._summed_loss(hidden_states.flatten(0, 1), shift_labels.flatten(), implementation)
+        count = (shift_labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
         return total / count, None
+
+    def _summed_loss(self, hidden_states: torch.Tensor, labels: torch.Tensor, implementation: str) -> torch.Tensor:
+        """Cross entropy of (N, D) against (N,), added up, without holding (N, V)."""
+        rows = max(1, self._chunk_bytes() // (4 * self.config.vocab_size))
+        weight = self.lm_head.weight
+        # A plain head can be read; one that is an adapter, in 4 bits or sharded has to be called.
+        readable = type(self.lm_head) is nn.Linear and type(weight) is nn.Parameter
+        readable = readable and len(weight) == self.config.vocab_size
+        if implementation == "fused" and not (readable and FUSED_AVAILABLE):
+            raise ValueError("loss_implementation 'fused' needs torch 2.13 and a plain lm_head: choose 'chunked'")
+        if not readable or not torch.is_grad_enabled():
+            return checkpointed_cross_entropy(self._logits, hidden_states, labels, rows)
+        dtype = compute_dtype(hidden_states)  # neither of the two is an operator that autocast casts for
+        hidden_states, weight = (hidden_states * self.config.logit_scale).to(dtype), weight.to(dtype)
+        if implementation == "chunked":
+            return ChunkedCrossEntropy.apply(hidden_states, weight, labels, rows)
+        options = nn.LinearCrossEntropyOptions()
+        return F.linear_cross_entropy(hidden_states, weight, labels, reduction="sum", options=options)
 
     def _loss_implementation(self, num_tokens: int) -> str:
         wanted = self.config.loss_implementation
-        small = 4 * num_tokens * self.config.vocab_size <= LOGIT_BYTES
-        if wanted == "auto" and small:
-            return "plain"
-        # The operator reads the weight itself: a replaced or sharded head goes through its own forward instead.
-        can_fuse = FUSED_AVAILABLE and type(self.lm_head) is nn.Linear and self.lm_head.weight.shape[0] > 0
-        if wanted == "fused" and not can_fuse:
-            raise ValueError("loss_implementation 'fused' needs torch 2.13 and a plain, unsharded lm_head: use 'auto'")
-        return ("fused" if can_fuse else "chunked") if wanted == "auto" else wanted
+        if wanted != "auto":
+            return wanted
+        return "plain" if 4 * num_tokens * self.config.vocab_size <= self._chunk_bytes() else "chunked"
+
+    def _chunk_bytes(self) -> int:
+        return CHUNK_BYTES.get(self.lm_head.weight.device.type, CHUNK_BYTES["cpu"])
 
     def _wants_balance(self, asked: bool | None, shift_labels: torch.Tensor | None) -> bool:
         """Router logits are wanted when asked for, and for the load-balancing loss of a training step."""
