@@ -12,7 +12,7 @@ Notable:
 import dataclasses
 import difflib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -20,6 +20,12 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
+
+T = TypeVar("T")
+if TYPE_CHECKING:
+    Filled = Annotated[T, "None may be given; a finished config holds a value"]
+else:
+    Filled = Optional
 
 # Keywords that PreTrainedConfig takes beside its declared fields.
 _COMMON_KEYWORDS = {
@@ -75,23 +81,23 @@ class IngotConfig(PreTrainedConfig):
 
     # Attention
     num_attention_heads: int = _field(32, "number of query heads")
-    num_key_value_heads: int | None = _field(
+    num_key_value_heads: Filled[int] = _field(
         None, "number of key/value heads: as many as query heads (MHA, the default), fewer (GQA) or one (MQA)"
     )
-    head_dim: int | None = _field(None, "width of one head; default hidden_size / num_attention_heads")
+    head_dim: Filled[int] = _field(None, "width of one head; default hidden_size / num_attention_heads")
     qk_norm: bool = _field(True, "normalise queries and keys of each head before attention (Qwen3: yes; Llama: no)")
     attention_bias: bool = _field(False, "biases in the four attention projections")
     use_sliding_window: bool = _field(False, "some layers see only the last sliding_window tokens")
     sliding_window: int | None = _field(None, "tokens a sliding layer sees, itself included")
     max_window_layers: int = _field(28, "with use_sliding_window and no layer_types: the first layer that slides")
-    layer_types: list[str] | None = _field(None, "per layer 'full_attention' or 'sliding_attention'")
+    layer_types: Filled[list[str]] = _field(None, "per layer 'full_attention' or 'sliding_attention'")
 
     # Positions
     position_embedding_type: Literal["rope", "learned", "sinusoidal", "alibi", "none"] = _field(
         "rope", "how a token knows its place"
     )
     max_position_embeddings: int = _field(32768, "longest sequence; the number of rows for learned positions")
-    rope_parameters: dict[str, Any] | None = _field(
+    rope_parameters: Filled[dict[str, Any]] = _field(
         None, "rope_type (default, linear, dynamic, yarn, longrope, llama3), rope_theta and the type's own numbers"
     )
 
@@ -111,13 +117,13 @@ class IngotConfig(PreTrainedConfig):
 
     # Mixture of experts
     num_experts: int = _field(0, "experts in a sparse layer; 0 makes every layer dense")
-    num_experts_per_tok: int | None = _field(None, "experts that each token is sent to")
-    moe_intermediate_size: int | None = _field(None, "width inside one expert")
+    num_experts_per_tok: Filled[int] = _field(None, "experts that each token is sent to")
+    moe_intermediate_size: Filled[int] = _field(None, "width inside one expert")
     norm_topk_prob: bool = _field(False, "scale the weights of a token's experts to sum to one")
     shared_expert_intermediate_size: int = _field(0, "width of an expert that sees every token; 0 for none")
     decoder_sparse_step: int = _field(1, "every how many layers one is sparse")
-    mlp_only_layers: list[int] | None = _field(None, "layers that stay dense, counted from 0")
-    router_aux_loss_coef: float | None = _field(
+    mlp_only_layers: Filled[list[int]] = _field(None, "layers that stay dense, counted from 0")
+    router_aux_loss_coef: Filled[float] = _field(
         None, "weight of the load-balancing loss that training adds; default 0.001 with experts"
     )
     output_router_logits: bool = _field(
@@ -133,7 +139,7 @@ class IngotConfig(PreTrainedConfig):
     initializer_range: float = _field(0.02, "standard deviation of the initial weights")
     initializer_method: Literal["normal", "scaled_normal", "fan_in"] = _field(
         "normal",
-        "normal: initializer_range everywhere; scaled_normal: as GPT-2, o_proj and down_proj divided by sqrt(2 layers); "
+        "normal: initializer_range everywhere; scaled_normal: o_proj and down_proj over sqrt(2 layers), as GPT-2; "
         "fan_in: every projection 1/sqrt(inputs), initializer_range for the embeddings",
     )
     embedding_initializer_range: float | None = _field(
@@ -167,7 +173,7 @@ class IngotConfig(PreTrainedConfig):
             raise ValueError("; ".join(problems))
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
-            self.rope_parameters = None
+            self.rope_parameters = None  # type: ignore[assignment]  # upstream fills it for every model
         self.auto_map = dict(_AUTO_MAP)
 
     def is_sparse_layer(self, layer_idx: int) -> bool:
@@ -232,7 +238,7 @@ class IngotConfig(PreTrainedConfig):
             self.mlp_only_layers = []
         if self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = 0.001 if self.num_experts else 0.0
-        self.base_model_tp_plan = _tensor_parallel_plan(self)
+        setattr(self, "base_model_tp_plan", _tensor_parallel_plan(self))  # noqa: B010  a class variable upstream
 
     def _problems(self) -> Iterator[str]:
         yield from _size_problems(self)

@@ -13,6 +13,7 @@ width, V vocabulary, E experts, N = B * T.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,8 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -91,7 +91,9 @@ class IngotRotaryEmbedding(nn.Module):
         self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
 
     @staticmethod
-    def compute_default_rope_parameters(config: IngotConfig, device: torch.device | None = None, **_: object):
+    def compute_default_rope_parameters(
+        config: IngotConfig, device: torch.device | None = None, **_: Any
+    ) -> tuple[torch.Tensor, float]:
         """Frequencies theta^(-2i / W), unscaled; the library's table holds only the scaled types."""
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float, device=device) / config.head_dim
         return config.rope_parameters["rope_theta"] ** -exponents, 1.0
@@ -145,14 +147,14 @@ def repeat_heads(states: torch.Tensor, times: int) -> torch.Tensor:
 
 
 def eager_attention(
-    module: nn.Module,
+    module: "IngotAttention",
     query: torch.Tensor,  # (B, H, T, W)
     key: torch.Tensor,  # (B, K, S, W)
     value: torch.Tensor,  # (B, K, S, W)
     attention_mask: torch.Tensor | None,  # (B, 1 or H, T, S), added to the scores
     scaling: float,
     dropout: float = 0.0,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out: the only backend that returns its weights."""
     key, value = repeat_heads(key, module.num_key_value_groups), repeat_heads(value, module.num_key_value_groups)
@@ -209,7 +211,7 @@ class IngotAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
         past_key_values: Cache | None = None,
         attn_implementation: str | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         hidden_states = hidden_states.to(compute_dtype(hidden_states))  # once, not once per projection
         batch_tokens = hidden_states.shape[:-1]
@@ -377,7 +379,7 @@ class IngotDecoderLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         past_key_values: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> torch.Tensor:
         attended = self.input_layernorm(hidden_states) if self.pre_norm else hidden_states
         attended, _ = self.self_attn(
@@ -468,13 +470,13 @@ class IngotModel(IngotPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -523,27 +525,27 @@ class IngotModel(IngotPreTrainedModel):
     def _attention_masks(
         self,
         inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
+        attention_mask: Any,  # (B, S), (B, 1, T, S), or what generate made: one per layer type
         position_ids: torch.Tensor | None,
         past_key_values: Cache | None,
-    ) -> dict[str, torch.Tensor | None]:
+    ) -> dict[str, Any]:
         """One mask per layer type, made once; None where the backend's own causal mode is enough."""
         masks = attention_mask
-        if not isinstance(masks, dict):  # generate may have made them
+        if not isinstance(masks, dict):
             make = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
             masks = {
-                layer_type: make[layer_type](
+                kind: make[kind](
                     config=self.config,
                     inputs_embeds=inputs_embeds,
                     attention_mask=attention_mask,
                     past_key_values=past_key_values,
                     position_ids=position_ids,
                 )
-                for layer_type in dict.fromkeys(self.config.layer_types)
+                for kind in dict.fromkeys(self.config.layer_types)
             }
-        if self.config.position_embedding_type != "alibi":
-            return masks
-        return {kind: self._add_alibi(mask, kind, inputs_embeds, past_key_values) for kind, mask in masks.items()}
+        if self.config.position_embedding_type == "alibi":
+            masks = {kind: self._add_alibi(mask, kind, inputs_embeds, past_key_values) for kind, mask in masks.items()}
+        return masks
 
     def _add_alibi(
         self, mask: torch.Tensor | None, layer_type: str, inputs_embeds: torch.Tensor, past_key_values: Cache | None
@@ -585,10 +587,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_states, weight, labels, rows):  # (N, D), (V, D), (N,), int
+    def forward(
+        ctx: Any, hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, rows: int
+    ) -> torch.Tensor:  # of (N, D), (V, D), (N,)
         needs_weight = ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden_states)
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float, device=weight.device) if needs_weight else None
+        grad_weight = torch.zeros(weight.shape if needs_weight else 0, dtype=torch.float, device=weight.device)
         total = torch.zeros((), dtype=torch.float, device=weight.device)
         for start in range(0, len(labels), rows):
             chunk, targets = hidden_states[start : start + rows], labels[start : start + rows, None]
@@ -607,13 +611,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_total):
+    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.done:
             raise RuntimeError("the chunked loss can run backward only once: set loss_implementation to 'plain'")
         ctx.done = True
         grad_hidden, grad_weight = ctx.saved_tensors
-        if grad_weight is not None:
-            grad_weight = grad_weight.mul_(grad_total).to(ctx.weight_dtype)
+        grad_weight = grad_weight.mul_(grad_total).to(ctx.weight_dtype) if ctx.needs_input_grad[1] else None
         return grad_hidden.mul_(grad_total), grad_weight, None, None
 
 
@@ -640,7 +643,7 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]  # as every model upstream
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: IngotConfig) -> None:
@@ -653,19 +656,19 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        shift_labels: torch.LongTensor | None = None,
+        shift_labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
         """Run the model; with `labels` (B, T), -100 where there is none, also the loss.
 
@@ -697,8 +700,10 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
             logits = None if logits is None else _keep(logits, logits_to_keep)
         if balance:
             aux_loss = load_balancing_loss(outputs.router_logits, self.config.num_experts_per_tok, attention_mask)
-            if loss is not None:
-                loss = loss + self._balance_weight(shift_labels, num_items_in_batch) * aux_loss.to(loss.device)
+            if loss is not None and shift_labels is not None:
+                # one micro-batch of several adds its share of labels, so that the whole step adds the coefficient
+                share = 1.0 if num_items_in_batch is None else (shift_labels != -100).sum() / num_items_in_batch
+                loss = loss + self.config.router_aux_loss_coef * share * aux_loss.to(loss.device)
         return MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=aux_loss,
@@ -771,13 +776,6 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
             return asked
         training_step = self.training and shift_labels is not None and self.config.router_aux_loss_coef > 0
         return self.config.output_router_logits or training_step
-
-    def _balance_weight(self, shift_labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> float:
-        """The load-balancing coefficient; its share of it for one micro-batch of several."""
-        coefficient = self.config.router_aux_loss_coef
-        if num_items_in_batch is None:
-            return coefficient
-        return coefficient * (shift_labels != -100).sum() / num_items_in_batch
 
 
 def _keep(states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
