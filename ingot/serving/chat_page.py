@@ -1,0 +1,141 @@
+"""The chat as a web page: Gradio over a backend, loading nothing from the network and sending nothing to it."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+
+import gradio as gr  # noqa: E402
+from fastapi import FastAPI  # noqa: E402
+from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
+
+from ingot.serving.backends import Backend, ChatError, Piece, Settings  # noqa: E402
+
+# The page may use what this server sends and nothing else: an answer that holds a script, or an image at another
+# address, cannot carry anything away.
+POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
+    "form-action 'self'; frame-ancestors 'self'"
+)
+THEME = gr.themes.Soft(
+    font=["system-ui", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"],
+    font_mono=["ui-monospace", "Consolas", "monospace"],
+)
+
+
+def create_page(backend: Backend, settings: Settings, system: str | None, most_at_once: int) -> FastAPI:
+    """The page as an application to serve; `most_at_once` answers are written at the same time."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(AddPolicy)
+    return gr.mount_gradio_app(
+        app, build_page(backend, settings, system, most_at_once), path="/", ssr_mode=False, show_error=True,
+        enable_monitoring=False, footer_links=["settings"], max_file_size=0, theme=THEME,
+    )  # fmt: skip
+
+
+def build_page(backend: Backend, settings: Settings, system: str | None, most_at_once: int) -> gr.Blocks:
+    """Tabs for conversation and for raw completion, as far as the backend offers them."""
+    with gr.Blocks(title=f"Ingot: {backend.name}", analytics_enabled=False, fill_height=True) as page:
+        gr.Markdown(f"### {backend.name}")
+        if not backend.raw:
+            with gr.Tab("Chat"):
+                _chat_tab(backend, settings, system, most_at_once)
+        if backend.completes:
+            with gr.Tab("Raw completion"):
+                _completion_tab(backend, settings, most_at_once)
+    return page
+
+
+def _sliders(backend: Backend, settings: Settings) -> list[gr.Slider]:
+    """Sliders that are shown where they are used."""
+    most = backend.most_tokens
+    ranges = [
+        ("Temperature (0: always the likeliest)", 0, max(2.0, settings.temperature), settings.temperature, 0.05),
+        ("Top-p", 0.01, 1, settings.top_p, 0.01),
+        ("Most tokens in an answer", 1, most, min(settings.max_tokens, most), 1),
+    ]
+    return [
+        gr.Slider(low, high, value, label=name, step=step, render=False) for name, low, high, value, step in ranges
+    ]
+
+
+def _chat_tab(backend: Backend, settings: Settings, system: str | None, most_at_once: int) -> None:
+    def answer(
+        message: str, history: list[dict[str, Any]], prompt: str, temperature: float, top_p: float, most: float
+    ) -> Iterator[str]:
+        messages = [{"role": m["role"], "content": _text(m["content"])} for m in history]
+        messages.append({"role": "user", "content": message})
+        if prompt.strip():
+            messages.insert(0, {"role": "system", "content": prompt})
+        yield from _growing(backend.reply(messages, _changed(settings, temperature, top_p, most)))
+
+    prompt = gr.Textbox(system or "", label="System prompt", lines=2, render=False)
+    chatbot = gr.Chatbot(
+        sanitize_html=True, allow_tags=False, allow_file_downloads=False, buttons=["copy", "copy_all"], scale=1,
+        show_label=False, placeholder="Ask something.", render=False,
+    )  # fmt: skip
+    gr.ChatInterface(
+        answer, chatbot=chatbot, additional_inputs=[prompt, *_sliders(backend, settings)],
+        additional_inputs_accordion=gr.Accordion("System prompt and sampling", open=False, render=False),
+        editable=True, flagging_mode="never", save_history=False, cache_examples=False,
+        concurrency_limit=most_at_once, analytics_enabled=False, api_name="chat",
+    )  # fmt: skip
+
+
+def _completion_tab(backend: Backend, settings: Settings, most_at_once: int) -> None:
+    def complete(text: str, temperature: float, top_p: float, most: float) -> Iterator[str]:
+        for continuation in _growing(backend.complete(text, _changed(settings, temperature, top_p, most))):
+            yield text + continuation
+
+    if backend.raw:
+        gr.Markdown("This is a base model: it continues a text and does not answer questions.")
+    text = gr.Textbox(label="Text", lines=12, placeholder="Once upon a time", max_length=100_000)
+    with gr.Row():
+        go, stop = gr.Button("Continue", variant="primary"), gr.Button("Stop")
+    sliders = _sliders(backend, settings)
+    with gr.Accordion("Sampling", open=False):
+        for slider in sliders:
+            slider.render()
+    writing = go.click(complete, [text, *sliders], text, concurrency_limit=most_at_once, api_name="complete")
+    stop.click(None, cancels=[writing], api_visibility="private")
+
+
+def _growing(pieces: Iterator[Piece]) -> Iterator[str]:
+    """The answer so far, each time it grows; what goes wrong becomes a message on the page."""
+    text = ""
+    try:
+        for piece in pieces:
+            if piece.left_out:
+                gr.Info(f"The conversation is longer than the model can read: {piece.left_out} messages left out.")
+            text += piece.text
+            yield text
+    except ChatError as error:
+        raise gr.Error(str(error), print_exception=False) from None
+
+
+def _changed(settings: Settings, temperature: float, top_p: float, most: float) -> Settings:
+    return settings.model_copy(update={"temperature": temperature, "top_p": top_p, "max_tokens": int(most)})
+
+
+def _text(content: Any) -> str:
+    """The text of a message in Gradio's form: a string, or parts of which only text can be here."""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+class AddPolicy:
+    """Adds the content policy to every reply."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on and its reply back with the policy."""
+
+        async def with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [(b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff")]
+                message = {**message, "headers": [*message.get("headers", []), *headers]}
+            await send(message)
+
+        await self.app(scope, receive, with_policy if scope["type"] == "http" else send)

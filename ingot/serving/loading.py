@@ -1,0 +1,171 @@
+"""Any Hub-format folder as a model that is ready to answer, checked before it serves anyone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+import modeling  # noqa: F401  registers Ingot's classes, so that its folders need no remote code
+from ingot.recipe import InputError
+from ingot.runs import MANIFEST, get_logger, model_folder, read_json
+from ingot.serving.text import TextCodec
+
+logger = get_logger(__name__)
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+TURN_END = "<|im_end|>"
+LOAD_FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError, SafetensorError)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with all that a server needs to know about it."""
+
+    name: str
+    model: PreTrainedModel
+    codec: TextCodec
+    eos_token_ids: frozenset[int]
+    context_length: int  # prompt and answer together, in tokens
+    chats: bool  # whether it was made to answer messages; a base model continues text
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.model.device
+
+
+def load_model(
+    path: Path,
+    dtype: DType = "auto",
+    device: Device = "auto",
+    trust_remote_code: bool = False,
+    name: str | None = None,
+    max_total_tokens: int | None = None,
+) -> LoadedModel:
+    """Loads a run folder or Hub folder for serving.
+
+    Raises: InputError when it cannot be read, lacks weights, needs code that is not trusted, or gives no numbers.
+    """
+    folder = model_folder(path)
+    _check_code(folder, trust_remote_code)
+    place = _device(device)
+    tokenizer = _load_tokenizer(folder, trust_remote_code)
+    model = _load_weights(folder, _dtype(dtype, place), place, trust_remote_code)
+    _check_numbers(model, folder)
+    eos = _eos_token_ids(model, tokenizer)
+    codec = TextCodec(tokenizer, eos)
+    limit = _context_length(model, folder, max_total_tokens)
+    chats = codec.has_chat_template and _stage(path) != "pretrain"
+    loaded = LoadedModel(name or model_name(path), model, codec, eos, limit, chats)
+    logger.info(
+        "%s: %s parameters, %s on %s, context %d tokens",
+        loaded.name, f"{model.num_parameters():,}", str(model.dtype).removeprefix("torch."), place, limit,
+    )  # fmt: skip
+    return loaded
+
+
+def model_name(path: Path) -> str:
+    """The name that a folder is served under: `quickstart-export` for a run folder, else the folder's own."""
+    folder = path.resolve()
+    if folder.name == "model":
+        folder = folder.parent
+    return f"{folder.parent.name}-{folder.name}" if (folder / MANIFEST).is_file() else folder.name
+
+
+def _stage(path: Path) -> str | None:
+    """The stage that wrote a run folder."""
+    folder = path.resolve()
+    record = (folder.parent if folder.name == "model" else folder) / MANIFEST
+    return str(read_json(record).get("stage")) if record.is_file() else None
+
+
+def _check_code(folder: Path, trusted: bool) -> None:
+    config = read_json(folder / "config.json")
+    foreign = "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
+    if foreign and not trusted:
+        raise InputError(
+            f"{folder}: comes with its own Python code, which would run on this machine; read it, "
+            "then allow it with --model.trust_remote_code=true"
+        )
+
+
+def _device(device: Device) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _dtype(dtype: DType, device: torch.device) -> torch.dtype | str:
+    """float32 on a CPU, where half precision is slow or missing; elsewhere as saved."""
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    chosen = getattr(torch, dtype)
+    assert isinstance(chosen, torch.dtype)
+    return chosen
+
+
+def _load_tokenizer(folder: Path, trusted: bool) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
+    except LOAD_FAILURES as error:
+        raise InputError(f"{folder}: the tokenizer cannot be loaded: {_first_line(error)}") from None
+
+
+def _load_weights(folder: Path, dtype: torch.dtype | str, device: torch.device, trusted: bool) -> PreTrainedModel:
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, device_map={"": device}, local_files_only=True, trust_remote_code=trusted,
+            use_safetensors=True, output_loading_info=True,
+        )  # fmt: skip
+    except LOAD_FAILURES as error:
+        raise InputError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from None
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    model, info = loaded
+    if info["missing_keys"]:
+        names = ", ".join(sorted(info["missing_keys"])[:5])
+        raise InputError(f"{folder}: {len(info['missing_keys'])} tensors are missing from the weights: {names}")
+    return model.eval()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().split("\n")[0]
+
+
+def _check_numbers(model: PreTrainedModel, folder: Path) -> None:
+    """One token through the model: what is broken shows now and not in the first request."""
+    with torch.inference_mode():
+        output = model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=True)
+    if not torch.isfinite(output.logits).all():
+        raise InputError(f"{folder}: the model gives NaN or infinite logits; its weights are damaged")
+    if output.get("past_key_values") is None:
+        raise InputError(f"{folder}: {type(model).__name__} keeps no key-value cache, which serving needs")
+
+
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends an answer: those of generation_config and of the tokenizer, and the end of a turn."""
+    configured: Any = model.generation_config.eos_token_id if model.generation_config else None
+    ids = set(configured if isinstance(configured, list) else [configured])
+    ids.add(tokenizer.eos_token_id)
+    ids.add(tokenizer.get_vocab().get(TURN_END))
+    return frozenset(i for i in ids if i is not None)
+
+
+def _context_length(model: PreTrainedModel, folder: Path, wanted: int | None) -> int:
+    trained: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = wanted or trained
+    if limit is None:
+        raise InputError(f"{folder}: config.json has no max_position_embeddings; give --run.max_total_tokens=N")
+    if trained is not None and limit > trained:
+        raise InputError(f"run.max_total_tokens: {limit} is more than the model's context of {trained} tokens")
+    return limit
