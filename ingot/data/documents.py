@@ -22,7 +22,7 @@ def read_documents(unit: Unit) -> Iterator[Document]:
     for number, (place, row) in enumerate(read_rows(unit), 1):
         columns = _columns(source.columns, row, place)
         identity = str(row[columns["id"][0]]) if "id" in columns else f"{unit.name}:{number}"
-        if not all(_matches(_value(row, name, place), wanted) for name, wanted in source.where.items()):
+        if not all(matches(_value(row, name, place), wanted) for name, wanted in source.where.items()):
             yield Document("", identity, metadata={REASON: "where"})
             continue
         used = {name for key in ("text", "id") for name in columns.get(key, [])}
@@ -74,10 +74,10 @@ def _text(row: dict[str, Any], names: list[str], place: str) -> str:
     return text
 
 
-def _matches(value: Any, wanted: Scalar | list[Scalar]) -> bool:
+def matches(value: Any, wanted: Scalar | list[Scalar]) -> bool:
     """Equality, or membership in a list; a text cell (as in CSV) also matches a number or true/false written out."""
     if isinstance(wanted, list):
-        return any(_matches(value, w) for w in wanted)
+        return any(matches(value, w) for w in wanted)
     if isinstance(value, str) and not isinstance(wanted, str):
         return value.strip().lower() == str(wanted).lower()
     return bool(value == wanted) and isinstance(value, bool) == isinstance(wanted, bool)

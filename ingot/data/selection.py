@@ -1,6 +1,5 @@
 """Which documents of a corpus are kept and which held out: the same answer for the tokenizer and for the shards."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,11 +85,3 @@ def _decide(corpus: Corpus, folder: Path, parts: list[NDArray[np.void]], reasons
     starts = np.cumsum([len(part) for part in parts])[:-1]
     for rank, part in enumerate(np.split(decisions, starts)):
         np.save(folder / f"decisions-{rank:05d}.npy", part)
-
-
-def read_held_out(folder: Path, split: str) -> Iterator[dict[str, object]]:
-    """The raw held-out documents of a prepare_data folder: {id, text, metadata}."""
-    path = folder / f"{split}.jsonl"
-    if path.is_file():
-        with open(path, encoding="utf-8") as file:
-            yield from map(json.loads, file)

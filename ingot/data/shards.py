@@ -4,8 +4,9 @@ A folder holds `tokens/<split>-<number>.bin` (uint16 or uint32, little-endian), 
 (uint64: for every document the index after its last token) and `data.json`, which lists them with their counts.
 """
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -119,3 +120,11 @@ def _map(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
     if not path.is_file() or path.stat().st_size != length * dtype.itemsize:
         raise InputError(f"{path}: missing or not {length * dtype.itemsize} bytes long; run prepare_data again")
     return np.asarray(np.memmap(path, dtype, mode="r")).view(np.ndarray)
+
+
+def read_held_out(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+    """The raw held-out documents of a prepare_data folder: {id, text, metadata}."""
+    path = folder / f"{split}.jsonl"
+    if path.is_file():
+        with open(path, encoding="utf-8") as file:
+            yield from map(json.loads, file)
