@@ -64,7 +64,7 @@ def load_model(path: Path, dtype: Any = "auto") -> "PreTrainedModel":
     folder = model_folder(path)
     check_files(path)
     try:
-        with _silent():
+        with silent():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, trust_remote_code=False,
                 output_loading_info=True, ignore_mismatched_sizes=True,
@@ -79,7 +79,7 @@ def load_model(path: Path, dtype: Any = "auto") -> "PreTrainedModel":
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Keeps transformers' load report and progress bar back; what they tell is told by our own errors."""
     from transformers.utils import logging
 
