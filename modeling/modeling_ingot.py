@@ -31,7 +31,7 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOut
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_ingot import IngotConfig
@@ -482,8 +482,11 @@ class IngotModel(IngotPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (B, T, D)
+        self._refuse_unsupported(inputs_embeds.shape[1])
         # Masks come before a new cache: an empty one hides from the library that documents are packed.
         masks = self._attention_masks(inputs_embeds, attention_mask, position_ids, past_key_values)
+        if past_key_values is None and attention_mask is None and position_ids is not None:
+            kwargs = {**self._packed_lengths(position_ids), **kwargs}
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
@@ -509,6 +512,33 @@ class IngotModel(IngotPreTrainedModel):
         return MoeModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
+
+    def _refuse_unsupported(self, num_tokens: int) -> None:
+        config = self.config
+        if config.position_embedding_type == "alibi" and config._attn_implementation not in ("eager", "sdpa"):
+            raise ValueError(
+                f"position_embedding_type 'alibi' adds to the attention scores, which attn_implementation "
+                f"'{config._attn_implementation}' cannot: choose 'sdpa' or 'eager'"
+            )
+        if config.position_embedding_type == "learned" and num_tokens > config.max_position_embeddings:
+            raise ValueError(
+                f"{num_tokens} tokens are more than max_position_embeddings {config.max_position_embeddings}, "
+                "the number of learned positions"
+            )
+
+    def _packed_lengths(self, position_ids: torch.Tensor) -> dict[str, Any]:
+        """Where documents start in the flattened batch, for flash kernels: they have no mask to tell them.
+
+        The library finds the documents of a single row by itself and, with several rows, none.
+        """
+        if not is_flash_attention_requested(self.config):
+            return {}
+        starts = torch.ones_like(position_ids, dtype=torch.bool)
+        starts[:, 1:] = position_ids.diff(dim=-1) != 1
+        bounds = F.pad(starts.flatten().nonzero().flatten().int(), (0, 1), value=position_ids.numel())
+        longest = int(bounds.diff().max())
+        names = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+        return {**names, "max_length_q": longest, "max_length_k": longest}
 
     def _enter(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """What the first block reads: scaled tokens, absolute positions added, dropout."""
@@ -554,11 +584,6 @@ class IngotModel(IngotPreTrainedModel):
 
         Distances are between places in the batch row: left padding and packing shift both ends alike.
         """
-        backend = self.config._attn_implementation
-        if backend not in ("eager", "sdpa"):
-            raise ValueError(
-                f"position_embedding_type 'alibi' needs attn_implementation 'sdpa' or 'eager', not {backend}"
-            )
         device, dtype, num_new = inputs_embeds.device, inputs_embeds.dtype, inputs_embeds.shape[1]
         num_keys, first_key, first_query = num_new, 0, 0
         if past_key_values is not None:
@@ -567,12 +592,11 @@ class IngotModel(IngotPreTrainedModel):
             first_query = past_key_values.get_query_offset(layer_idx)
         queries = torch.arange(num_new, device=device)[:, None] + first_query
         distance = queries - (torch.arange(num_keys, device=device) + first_key)  # (T, S)
-        bias = -alibi_slopes(self.config.num_attention_heads, device)[:, None, None] * distance.abs()  # (H, T, S)
+        slopes = alibi_slopes(self.config.num_attention_heads, device)[None, :, None, None]
+        bias = (-slopes * distance.abs()).to(dtype)  # (1, H, T, S)
         if mask is None:
             mask = distance >= 0
-        if mask.dtype != torch.bool:
-            return mask + bias.to(dtype)
-        return bias.to(dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        return mask + bias if mask.is_floating_point() else bias.masked_fill(~mask, torch.finfo(dtype).min)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -699,8 +723,11 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
             loss, logits = self._loss(hidden_states, shift_labels, num_items_in_batch, skip_logits)
             logits = None if logits is None else _keep(logits, logits_to_keep)
         if balance:
-            aux_loss = load_balancing_loss(outputs.router_logits, self.config.num_experts_per_tok, attention_mask)
+            rows = attention_mask  # of new tokens: with a cache the mask also covers what was seen before
+            rows = rows[:, -hidden_states.shape[1] :] if isinstance(rows, torch.Tensor) and rows.dim() == 2 else None
+            aux_loss = load_balancing_loss(outputs.router_logits, self.config.num_experts_per_tok, rows)
             if loss is not None and shift_labels is not None:
+                self._refuse_reentrant_checkpointing(aux_loss)
                 # one micro-batch of several adds its share of labels, so that the whole step adds the coefficient
                 share = 1.0 if num_items_in_batch is None else (shift_labels != -100).sum() / num_items_in_batch
                 loss = loss + self.config.router_aux_loss_coef * share * aux_loss.to(loss.device)
@@ -769,6 +796,11 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
 
     def _chunk_bytes(self) -> int:
         return CHUNK_BYTES.get(self.lm_head.weight.device.type, CHUNK_BYTES["cpu"])
+
+    def _refuse_reentrant_checkpointing(self, aux_loss: torch.Tensor) -> None:
+        checkpointed = self.training and torch.is_grad_enabled() and self.model.layers[0].gradient_checkpointing
+        if checkpointed and not aux_loss.requires_grad:
+            raise ValueError("the load-balancing loss needs gradient checkpointing with use_reentrant false")
 
     def _wants_balance(self, asked: bool | None, shift_labels: torch.Tensor | None) -> bool:
         """Router logits are wanted when asked for, and for the load-balancing loss of a training step."""
