@@ -97,7 +97,7 @@ def test_llama(rope_type: str) -> None:
 )
 def test_qwen3_moe(changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    size = {**SIZE, **EXPERTS, **changes, "output_router_logits": True}
+    size = {**SIZE, **EXPERTS, **changes}
     theirs = Qwen3MoeForCausalLM(Qwen3MoeConfig(**size, head_dim=8))
     ours = IngotForCausalLM(IngotConfig(**size))
     ours.load_state_dict(theirs.state_dict(), strict=True)
@@ -125,11 +125,8 @@ def gpt2_weights(theirs: GPT2LMHeadModel) -> dict[str, torch.Tensor]:
     names |= {"ln_1": "input_layernorm", "ln_2": "post_attention_layernorm"}
     names |= {"attn.c_proj": "self_attn.o_proj", "mlp.c_fc": "mlp.up_proj", "mlp.c_proj": "mlp.down_proj"}
     for name, weight in theirs.state_dict().items():
-        name = name.replace("transformer.h.", "model.layers.")
-        name = name.replace("transformer.wte", "model.embed_tokens").replace(
-            "transformer.wpe", "model.embed_positions"
-        )
-        name = name.replace("transformer.ln_f", "model.norm")
+        for theirs_name, our_name in names.items():
+            name = name.replace(theirs_name, our_name)
         if weight.dim() == 2 and (".attn." in name or "self_attn" in name or ".mlp." in name):
             weight = weight.t()
         if "attn.c_attn" in name:
@@ -142,11 +139,7 @@ def gpt2_weights(theirs: GPT2LMHeadModel) -> dict[str, torch.Tensor]:
 
 def test_gpt2() -> None:
     torch.manual_seed(0)
-    theirs = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2, pad_token_id=0
-        )
-    )
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64))
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     without_rope = {name: value for name, value in SIZE.items() if name != "rope_parameters"}
