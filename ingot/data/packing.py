@@ -60,6 +60,11 @@ class TokenBlocks:
             tokens = self.shards.num_tokens
             raise InputError(f"{folder}: split '{split}' has {tokens} tokens, less than one block of {seq_length}")
         self._order = lru_cache(maxsize=2)(self._make_order)
+        self._arguments = (folder, split, seq_length, seed, self.num_blocks)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process maps the files itself."""
+        return TokenBlocks, self._arguments
 
     @property
     def blocks_per_epoch(self) -> int:
@@ -136,7 +141,7 @@ def assemble(pieces: Iterator[Piece], seq_length: int, filler: int) -> Block:
         size = len(tokens)
         input_ids[at : at + size] = tokens
         if at:
-            position_ids[at : at + size] = position_ids[:size]
+            position_ids[at : at + size] = np.arange(size)
         if is_start:
             starts.append(at)
         at += size

@@ -161,14 +161,17 @@ def _read_csv(unit: Unit) -> Iterator[Row]:
     csv.field_size_limit(1 << 30)
     delimiter = "\t" if ".tsv" in unit.path.suffixes else ","
     reader = csv.DictReader(_text_lines(unit.path), delimiter=delimiter, strict=True, restkey="")
+    line = 1  # the last line of the header or row before
     try:
         for row in reader:
-            place = f"{unit.path}:{reader.line_num}"
             if "" in row or None in row.values():
-                raise InputError(f"{place}: not the {len(reader.fieldnames or [])} fields of the header")
-            yield place, row
+                raise InputError(
+                    f"{unit.path}:{line + 1}: not the {len(reader.fieldnames or [])} fields of the header"
+                )
+            yield f"{unit.path}:{line + 1}", row
+            line = reader.line_num
     except csv.Error as error:
-        raise InputError(f"{unit.path}:{reader.line_num}: not valid CSV: {error}") from None
+        raise InputError(f"{unit.path}:{line + 1}: not valid CSV: {error}") from None
 
 
 def _read_parquet(unit: Unit) -> Iterator[Row]:
