@@ -1,0 +1,238 @@
+"""What sft and dpo share: the start model, TRL's trainers made safe, the training run, and the saved model."""
+
+import copy
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback
+from trl import DPOTrainer, SFTTrainer
+
+from ingot.loading import load_model, load_tokenizer
+from ingot.planning.flops import training_flops_per_token
+from ingot.recipe import InputError
+from ingot.runs import get_logger, is_main_process, model_folder, num_processes, read_json, write_json
+from ingot.tokenization.chat_template import stop_token_ids
+from ingot.training.adapters import AdapterModel, adapter_in_float32, check_equal, merge_adapter, probe_logits
+from ingot.training.callbacks import MetricsCallback, StopOnNonFinite, StopOnSignal, Throughput
+from ingot.training.checkpoints import SafeCheckpoints, newest_checkpoint
+from ingot.training.encoding import Example
+from ingot.training.heldout import answer_log_probs, mean_loss
+from modeling import IngotForCausalLM
+
+logger = get_logger(__name__)
+
+# beginnings of the names of a tokenizer's files, which pass from model folder to model folder unchanged
+TOKENIZER_FILES = (
+    "tokenizer", "chat_template", "special_tokens_map", "added_tokens", "vocab.", "merges.", "spiece.",
+    "sentencepiece.",
+)  # fmt: skip
+
+
+class Start(NamedTuple):
+    """The model that training starts from."""
+
+    folder: Path
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence the model takes, where its config says so."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+
+def open_start(path: Path) -> Start:
+    """Reads config and tokenizer of the model to start from, and checks that they belong together.
+
+    Raises: InputError when there is no tokenizer, or it has ids that the model has no embedding row for.
+    """
+    folder, tokenizer = model_folder(path), load_tokenizer(path)
+    config = AutoConfig.from_pretrained(folder)
+    largest, rows = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
+    if largest >= rows:
+        raise InputError(
+            f"run.from: {folder}: the tokenizer has ids up to {largest} and the model {rows} embedding rows "
+            f"(ids up to {rows - 1}); use the tokenizer that the model was trained with"
+        )
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"run.from: {folder}: the tokenizer has no pad_token; name one in tokenizer_config.json")
+    return Start(folder, config, tokenizer)
+
+
+class _KeepToOurselves:
+    """Turns off what TRL's trainers do beside training."""
+
+    def _send_telemetry(self) -> None:
+        """Nothing is sent unless the user says so."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card is written by export, from the run."""
+
+
+class SafeSFTTrainer(_KeepToOurselves, SafeCheckpoints, SFTTrainer):
+    """TRL's SFTTrainer with whole-or-absent checkpoints and the exact held-out loss."""
+
+    model: Any
+    held_out: Sequence[Example] = ()
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """The mean over all supervised tokens of the held-out rows; upstream's is a mean of the batches' means."""
+        loss = mean_loss(answer_log_probs(self.model, self.held_out, self.accelerator))
+        metrics = {f"{metric_key_prefix}_loss": loss}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class SafeDPOTrainer(_KeepToOurselves, SafeCheckpoints, DPOTrainer):
+    """TRL's DPOTrainer with whole-or-absent checkpoints, for rows that are token ids already."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
+def training_arguments(config_class: type[Any], values: dict[str, Any], run_dir: Path, start: Start) -> Any:
+    """trl's SFTConfig or DPOConfig from the recipe's `training` section.
+
+    Raises: InputError when upstream refuses a value.
+    """
+    quiet = {"report_to": "none", "dataloader_pin_memory": not values.get("use_cpu", False)}
+    fixed = {"output_dir": str(run_dir), "disable_tqdm": True, "logging_nan_inf_filter": False}
+    values = {**quiet, **values, **fixed}
+    # TRL reads a coefficient of None as "add the experts' balance loss", in a model without experts too
+    if getattr(start.config, "router_aux_loss_coef", 0.0) is None:
+        values.setdefault("router_aux_loss_coef", 0.0)
+    try:
+        return config_class(**values)
+    except (TypeError, ValueError, ImportError) as error:
+        raise InputError(f"training: {error}") from error
+
+
+class MeasureBefore(TrainerCallback):
+    """Measures the start model on the held-out rows, once the trainer has set it up; a resume finds the result."""
+
+    def __init__(self, run_dir: Path, measure: Callable[[torch.nn.Module], Any]) -> None:
+        self.path, self.measure = run_dir / "before.json", measure
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Runs on every process."""
+        if state.global_step == 0:
+            values = self.measure(kwargs["model"])
+            if is_main_process():
+                write_json(self.path, values)
+
+    def result(self) -> Any:
+        """What was measured, now or before the run was interrupted."""
+        return read_json(self.path)
+
+
+def train(trainer: Any, before: MeasureBefore, tokens_per_row: float) -> None:
+    """Trains from the newest checkpoint, or from the beginning.
+
+    Raises: KeyboardInterrupt after a signal, when a checkpoint has been saved.
+    """
+    run_dir, stop = Path(trainer.args.output_dir), StopOnSignal()
+    adapter_in_float32(trainer.model)
+    trainer.remove_callback(PrinterCallback)
+    for callback in (before, MetricsCallback(run_dir, _throughput(trainer, tokens_per_row)), StopOnNonFinite(), stop):
+        trainer.add_callback(callback)
+    checkpoint = newest_checkpoint(run_dir)
+    if checkpoint is not None:
+        logger.info("continuing from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if stop.stopped:
+        raise KeyboardInterrupt
+
+
+def _throughput(trainer: Any, tokens_per_row: float) -> Throughput:
+    """Tokens per second; MFU where the FLOPs are known: an Ingot model with all its weights trained."""
+    args, model = trainer.args, trainer.model
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes()
+    flops = None
+    if isinstance(model, IngotForCausalLM):
+        flops = training_flops_per_token(model.num_parameters(), model.config, round(tokens_per_row))
+    return Throughput(round(tokens_per_row * rows), flops)
+
+
+def save_result(
+    trainer: Any, start: Start, section: AdapterModel, end_of_turn: int, probes: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """Writes `<run.dir>/model` (and `adapter`) and proves that the folder holds the trained model.
+
+    Returns the largest differences of logits on `probes`: `merge_max_difference` with an adapter, and
+    `reload_max_difference`. On the main process only; the others wait.
+    Raises: RuntimeError when one of them is more than rounding.
+    """
+    results: dict[str, float] = {}
+    if is_main_process():
+        run_dir, model = Path(trainer.args.output_dir), trainer.model
+        if section.adapter != "none":
+            model, results["merge_max_difference"] = merge_adapter(
+                model, run_dir / "adapter", start.folder, section, probes
+            )
+        write_model(model, start, end_of_turn, run_dir / "model")
+        results["reload_max_difference"] = _check_saved(model, run_dir / "model", section, probes)
+    trainer.accelerator.wait_for_everyone()
+    return results
+
+
+def write_model(model: PreTrainedModel, start: Start, end_of_turn: int, folder: Path) -> None:
+    """Writes a Hub-format folder: weights, code, tokenizer (byte for byte the start's), generation config.
+
+    The config is the start's: a trainer turns `use_cache` off and changes what the router returns.
+    """
+    staging = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    model.config = _result_config(start, model.dtype)
+    model.generation_config = generation_config(start, end_of_turn)
+    model.save_pretrained(staging)
+    for file in start.folder.iterdir():
+        if file.name.startswith(TOKENIZER_FILES):
+            (shutil.copytree if file.is_dir() else shutil.copy2)(file, staging / file.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(staging, folder)
+
+
+def _result_config(start: Start, dtype: torch.dtype) -> PreTrainedConfig:
+    config = copy.deepcopy(start.config)
+    config.use_cache, config.dtype = True, dtype
+    config.get_text_config().pad_token_id = start.tokenizer.pad_token_id
+    return config
+
+
+def generation_config(start: Start, end_of_turn: int) -> GenerationConfig:
+    """The start's generation config; text ends at the end of a turn or of a document."""
+    if (start.folder / "generation_config.json").is_file():
+        config = GenerationConfig.from_pretrained(start.folder)
+    else:
+        config = GenerationConfig.from_model_config(start.config)
+    ends = config.eos_token_id or []
+    ends = [end_of_turn, *stop_token_ids(start.tokenizer), *(ends if isinstance(ends, list) else [ends])]
+    config.eos_token_id = list(dict.fromkeys(ends))
+    config.pad_token_id = start.tokenizer.pad_token_id
+    return config
+
+
+def _check_saved(
+    model: PreTrainedModel, folder: Path, section: AdapterModel, probes: Sequence[Sequence[int]]
+) -> float:
+    saved: Any = load_model(folder)
+    saved.to(model.device)
+    return check_equal(probe_logits(model, probes), probe_logits(saved, probes), section.dtype, str(folder))

@@ -1,0 +1,21 @@
+"""Leaves the terminal to our own lines."""
+
+import logging
+import os
+import warnings
+
+
+def keep_quiet() -> None:
+    """Turns off upstream's bars, and its warnings about things that a user of a recipe cannot change.
+
+    Called before TRL is imported: bitsandbytes tells on import which of its CPU kernels it has not got.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # TRL reads the key `gradient_checkpointing`, which transformers calls the old name
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated", category=FutureWarning)
+    os.environ["TQDM_DISABLE"] = "1"
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
