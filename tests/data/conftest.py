@@ -1,7 +1,5 @@
 """A tiny corpus, a tokenizer trained on it, and a way to prepare any sources with it."""
 
-import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,23 +12,7 @@ from ingot.recipe import build_recipe
 from ingot.tokenization.train_tokenizer import TokenizerRecipe
 from ingot.tokenization.train_tokenizer import run as train_tokenizer
 
-WORDS = ["the", "river", "runs", "over", "old", "stones", "and", "a", "small", "bird", "sings", "in", "green", "trees"]
-
-
-def sentence(seed: int, num_words: int = 12) -> str:
-    """A sentence that differs from seed to seed."""
-    return " ".join(random.Random(seed).choices(WORDS, k=num_words)) + f" {seed}."
-
-
-def make_rows(size: int) -> list[dict[str, Any]]:
-    """Rows of different lengths; three rows a year."""
-    return [{"id": f"d{i}", "text": sentence(i, 5 + i % 17), "year": 1900 + i // 3} for i in range(size)]
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Writes rows as JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+from .helpers import make_rows, write_jsonl
 
 
 @pytest.fixture

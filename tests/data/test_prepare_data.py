@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_rows, sentence, write_jsonl
 from tokenizers import Tokenizer
 
 from ingot.data import pipeline
@@ -17,6 +16,8 @@ from ingot.data.prepare_data import DataRecipe
 from ingot.data.selection import select_documents
 from ingot.data.shards import TokenShards, token_dtype
 from ingot.recipe import InputError, load_recipe
+
+from .helpers import make_rows, sentence, write_jsonl
 
 Prepare = Callable[..., tuple[Path, dict[str, Any]]]
 

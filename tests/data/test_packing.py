@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_rows, write_jsonl
 
 from ingot.data.packing import IGNORED, EvaluationBlocks, TokenBlocks
 from ingot.data.shards import TokenShards
 from ingot.recipe import InputError
+
+from .helpers import make_rows, write_jsonl
 
 
 @pytest.fixture
