@@ -22,12 +22,13 @@ def check_files(path: Path) -> None:
 
     Raises: InputError that names the first file that is missing or changed.
     """
-    if not (path / MANIFEST).is_file():
+    folder = path.parent if path.name == "model" else path
+    if not (folder / MANIFEST).is_file():
         return
-    for name, record in read_json(path / MANIFEST)["files"].items():
+    for name, record in read_json(folder / MANIFEST)["files"].items():
         if not name.startswith("model/"):
             continue
-        file = path / name
+        file = folder / name
         if not file.is_file():
             raise InputError(f"{file}: missing; the run wrote it, so restore it or run the stage again")
         if describe_file(file) != record:

@@ -22,6 +22,7 @@ from ingot.recipe_yaml import dump_yaml
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"  # written last: its presence says that the stage is complete
+CHECKSUMS = "checksums.json"
 STARTED = "started.json"  # written first: which recipe and inputs the folder belongs to
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "datatrove", "trl", "peft", "deepspeed")
 # module -> the extra of setup.cfg that brings it
@@ -157,6 +158,35 @@ def model_folder(path: Path) -> Path:
     )
 
 
+def write_checksums(folder: Path) -> None:
+    """Records size and sha256 of every file of a folder in it, and makes all of it durable."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
+    write_json(folder / CHECKSUMS, {str(p.relative_to(folder)): describe_file(p) for p in files})
+    for path in (*files, *(p for p in folder.rglob("*") if p.is_dir()), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder that `write_checksums` recorded, naming the first bad file; None when it is whole."""
+    if not (folder / CHECKSUMS).is_file():
+        return f"{folder / CHECKSUMS} is missing"
+    for name, recorded in read_json(folder / CHECKSUMS).items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if describe_file(path) != recorded:
+            return f"{path} is not as it was written"
+    return None
+
+
 def check_inputs(recipe: Recipe) -> None:
     """Checks that every earlier stage's output that the recipe names is there and complete.
 
@@ -176,7 +206,7 @@ def _input_problem(recipe: Recipe, path: Path, marker: StageFolder) -> str | Non
         marker.hub and any((path / f / "config.json").is_file() for f in (".", "model"))
     ):
         return None
-    stage = marker.stages[0]
+    stage = path.name if path.name in marker.stages else marker.stages[0]
     folder = recipe.source.parent if recipe.source else Path("recipes/quickstart")
     state = (
         "is not finished"

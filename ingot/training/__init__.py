@@ -1,0 +1,1 @@
+"""Pretraining, fine-tuning and preference training on transformers' and TRL's trainers."""

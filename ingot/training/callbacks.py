@@ -1,0 +1,230 @@
+"""What happens beside the steps: metrics.jsonl, progress lines, samples, and a clean stop on Ctrl-C or SIGTERM."""
+
+import json
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ingot.planning.hardware import mfu
+from ingot.runs import get_logger, is_main_process, num_processes, write_text
+
+logger = get_logger(__name__)
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that was cut by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines if line]
+
+
+class Throughput:
+    """Tokens per second and MFU between two log events, time for evaluation and saving left out."""
+
+    def __init__(self, tokens_per_step: int, flops_per_token: float | None) -> None:
+        self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
+        self.reset(0)
+
+    def reset(self, step: int) -> None:
+        """Starts a new span at a step."""
+        self.step, self.since, self.paused = step, time.monotonic(), 0.0
+
+    def measure(self, step: int) -> dict[str, float]:
+        """`tokens_per_second` over all processes and, on a known GPU, `mfu`; empty when no step was made."""
+        seconds = time.monotonic() - self.since - self.paused
+        tokens = (step - self.step) * self.tokens_per_step
+        self.reset(step)
+        if tokens <= 0 or seconds <= 0:
+            return {}
+        rate = tokens / seconds
+        used = None
+        if self.flops_per_token is not None and torch.cuda.is_available():
+            used = mfu(rate / num_processes(), self.flops_per_token, torch.cuda.get_device_name())
+        return {"tokens_per_second": round(rate, 1)} | ({} if used is None else {"mfu": round(used, 4)})
+
+
+class MetricsCallback(TrainerCallback):
+    """Appends every log event to metrics.jsonl and shows it: one moving line on a terminal, plain lines elsewhere."""
+
+    def __init__(self, run_dir: Path, throughput: Throughput, bits_per_nat_and_byte: float | None = None) -> None:
+        """`bits_per_nat_and_byte` turns nats per token into bits per byte: tokens / (bytes * ln 2)."""
+        self.path, self.throughput, self.to_bits = run_dir / METRICS, throughput, bits_per_nat_and_byte
+        self.run_dir, self.began, self.first_step = run_dir, time.monotonic(), 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drops lines of steps that the checkpoint does not have, so that a continued run has neither gaps nor doubles."""
+        self.began, self.first_step = time.monotonic(), state.global_step
+        self.throughput.reset(state.global_step)
+        if is_main_process():
+            kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """Writes and shows one event."""
+        record = {"step": state.global_step, **(logs or {})}
+        if "eval_loss" in record and self.to_bits is not None:
+            record["eval_bits_per_byte"] = record["eval_loss"] * self.to_bits
+        if "loss" in record:
+            record |= self.throughput.measure(state.global_step)
+        if not is_main_process():
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self._show(record, state)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leaves the evaluation out of the next tokens per second."""
+        self.throughput.reset(state.global_step)
+
+    def _show(self, record: dict[str, Any], state: TrainerState) -> None:
+        words = {"loss": "loss {:.4f}", "eval_loss": "held-out loss {:.4f}", "eval_bits_per_byte": "{:.4f} bits per byte",
+                 "margin": "margin {:.4f}", "rewards/margins": "margin {:.4f}", "learning_rate": "lr {:.2e}",
+                 "grad_norm": "grad norm {:.2f}", "tokens_per_second": "{:,.0f} tok/s", "mfu": "MFU {:.1%}"}  # fmt: skip
+        parts = [text.format(float(record[key])) for key, text in words.items() if key in record]
+        if not parts:
+            return
+        line = f"step {state.global_step}/{state.max_steps}  " + "  ".join([*parts, *self._outlook(record, state)])
+        if sys.stderr.isatty() and "loss" in record:
+            print(
+                f"\r\033[K{line}", end="" if state.global_step < state.max_steps else "\n", file=sys.stderr, flush=True
+            )
+        else:
+            logger.info(("\r\033[K" if sys.stderr.isatty() else "") + line)
+
+    def _outlook(self, record: dict[str, Any], state: TrainerState) -> list[str]:
+        done = state.global_step - self.first_step
+        if "loss" not in record or not done:
+            return []
+        seconds = (time.monotonic() - self.began) / done * (state.max_steps - state.global_step)
+        saved = max((int(p.name.rsplit("-", 1)[1]) for p in self.run_dir.glob("checkpoint-*")), default=None)
+        return [f"ETA {int(seconds) // 3600}:{int(seconds) % 3600 // 60:02}:{int(seconds) % 60:02}"] + (
+            [] if saved is None else [f"saved {saved}"]
+        )
+
+
+class StopOnSignal(TrainerCallback):
+    """On Ctrl-C or SIGTERM finishes the step, saves a checkpoint and stops; a second signal stops at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.stopped = False
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Takes the signals."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._receive)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Gives the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        logger.info("%s: saving a checkpoint after this step (again: stop at once)", signal.Signals(number).name)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Asks for a save and a stop; with several processes they agree every ten steps."""
+        if num_processes() > 1:
+            if state.global_step % 10:
+                return
+            stop = _any_process(self.received is not None, args.device)
+        else:
+            stop = self.received is not None
+        if stop and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = self.stopped = True
+
+
+def _any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any process."""
+    tensor = torch.tensor(int(flag), device=device)
+    torch.distributed.all_reduce(tensor)
+    return bool(tensor.item())
+
+
+class StopOnNonFinite(TrainerCallback):
+    """Stops before a checkpoint is written when the loss or the gradient is not a number."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """Raises: FloatingPointError that names the step."""
+        for key in ("loss", "grad_norm"):
+            value = (logs or {}).get(key)
+            if value is not None and not math.isfinite(float(value)):
+                raise FloatingPointError(
+                    f"{key} is {value} at step {state.global_step}: lower training.learning_rate, raise warmup_steps, or "
+                    "check the data; the last checkpoint is from before"
+                )
+
+
+class SamplesCallback(TrainerCallback):
+    """Writes what the model says to a few prompts at every evaluation, to samples/step-N.md."""
+
+    def __init__(
+        self, run_dir: Path, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int
+    ) -> None:
+        self.folder, self.tokenizer, self.prompts, self.max_new_tokens = (
+            run_dir / "samples",
+            tokenizer,
+            prompts,
+            max_new_tokens,
+        )
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Samples at temperature 0.8; the training's random state is left as it was."""
+        if not self.prompts or not is_main_process() or _is_sharded(kwargs["model"]):
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(args.seed)
+            texts = [self._complete(kwargs["model"], prompt) for prompt in self.prompts]
+        self.folder.mkdir(exist_ok=True)
+        page = "\n\n".join(f"**{p}**{t}" for p, t in zip(self.prompts, texts, strict=True))
+        write_text(self.folder / f"step-{state.global_step:06}.md", page + "\n")
+
+    @torch.inference_mode()
+    def _complete(self, model: Any, prompt: str) -> str:
+        was_training, cached = model.training, model.config.use_cache
+        model.eval()
+        ids = self.tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
+        room = min(self.max_new_tokens, model.config.max_position_embeddings - ids.shape[1])
+        out = model.generate(
+            ids, max_new_tokens=room, do_sample=True, temperature=0.8, use_cache=True, pad_token_id=self.tokenizer.pad_token_id,
+        )  # fmt: skip
+        model.config.use_cache = cached
+        model.train(was_training)
+        return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def _is_sharded(model: Any) -> bool:
+    """Whether this process holds only a part of the weights (ZeRO-3), so that it cannot generate alone."""
+    return any(p.numel() == 0 for p in model.parameters())

@@ -1,0 +1,111 @@
+"""How many processes run, on which device: set up before torch looks, and checked against what the launcher was asked for."""
+
+import os
+from collections.abc import Iterator, Sequence
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from ingot.recipe import InputError
+from ingot.runs import get_logger, num_processes
+
+logger = get_logger(__name__)
+
+
+def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
+    """Prepares this process for training and returns the training keys with the device added.
+
+    On a machine without a GPU it sets `use_cpu` and DS_ACCELERATOR=cpu; with several GPUs and one process it takes the first.
+    Raises: InputError when the launcher was asked for more processes than it started, or they do not know of each other.
+    """
+    asked = asked_processes()
+    if asked is not None and asked != num_processes():
+        raise InputError(
+            f"{asked} processes were asked for and {num_processes()} started; on a CPU use "
+            f"`accelerate launch --config_file accelerate_configs/cpu_ddp.yaml --num_processes {asked} ...` "
+            f"(`--cpu` and MULTI_CPU start one)"
+        )
+    if num_processes() == 1:
+        _use_one_gpu()
+    values = dict(training)
+    if not values.get("use_cpu") and not has_gpu():
+        values["use_cpu"] = True
+    if values.get("use_cpu"):
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    if num_processes() > 1:
+        _join_processes(bool(values.get("use_cpu")))
+    return values
+
+
+def has_gpu() -> bool:
+    """Whether torch can train on an accelerator here."""
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def _use_one_gpu() -> None:
+    """Keeps the Trainer from its slow DataParallel mode when one process sees several GPUs."""
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = gpus.split(",") if gpus is not None else [str(i) for i in range(len(glob("/dev/nvidia[0-9]*")))]
+    if len(visible) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[0]
+        logger.info(
+            "one process on GPU %s of %d; for all of them: accelerate launch --config_file accelerate_configs/ddp.yaml "
+            "--num_processes %d scripts/STAGE.py --config RECIPE",
+            visible[0], len(visible), len(visible),
+        )  # fmt: skip
+
+
+def _join_processes(use_cpu: bool) -> None:
+    """Forms the process group and checks that it is as large as the launcher says."""
+    from accelerate import PartialState
+
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo" if use_cpu else "nccl")
+    found = int(PartialState(cpu=use_cpu).num_processes)  # type: ignore[has-type]
+    if found != num_processes():
+        raise InputError(
+            f"{num_processes()} processes were started but each trains alone ({found} in its group); "
+            "launch with a file of accelerate_configs/ that fits this machine"
+        )
+
+
+def asked_processes() -> int | None:
+    """The number of processes on the command line (or in the config file) of the `accelerate launch` above this process."""
+    words = next(_launch_commands(), None)
+    if words is None:
+        return None
+    from accelerate.commands.launch import launch_command_parser
+
+    arguments, _ = launch_command_parser().parse_known_args(words)
+    if arguments.num_processes is not None:
+        return int(arguments.num_processes)
+    return _processes_of_config(arguments.config_file)
+
+
+def _processes_of_config(config_file: str | None) -> int | None:
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
+    if config_file is None and not Path(default_config_file).is_file():
+        return None
+    return int(load_config_from_file(config_file).num_processes)
+
+
+def _launch_commands() -> Iterator[Sequence[str]]:
+    """The words after `accelerate launch` of every process above this one that is such a command."""
+    import psutil
+
+    for parent in psutil.Process().parents():
+        try:
+            words = parent.cmdline()
+        except psutil.Error:
+            return
+        for i, word in enumerate(words):
+            if word == "launch" and i and Path(words[i - 1]).name == "accelerate":
+                yield words[i + 1 :]
+            elif word.replace("/", ".").removesuffix(".py").endswith("accelerate.commands.launch"):
+                yield words[i + 1 :]

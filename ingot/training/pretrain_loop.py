@@ -1,0 +1,250 @@
+"""What pretraining does, in reading order: batch sizes, model, data, trainer, result."""
+
+import math
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from ingot.data.packing import EvaluationBlocks, TokenBlocks
+from ingot.planning.flops import training_flops_per_token
+from ingot.plots import plot_loss
+from ingot.recipe import InputError
+from ingot.runs import get_logger, is_main_process, num_processes, write_text
+from ingot.tokenization.inspect import check_rows
+from ingot.training.callbacks import (
+    METRICS,
+    MetricsCallback,
+    SamplesCallback,
+    StopOnNonFinite,
+    StopOnSignal,
+    Throughput,
+    read_metrics,
+)
+from ingot.training.checkpoints import SafeCheckpoints, newest_checkpoint
+from ingot.training.optim import MuonFactory
+from ingot.training.pretrain import PretrainRecipe
+from modeling import IngotConfig, IngotForCausalLM
+
+logger = get_logger(__name__)
+
+
+class PretrainTrainer(SafeCheckpoints, Trainer):
+    """transformers' Trainer with checkpoints that are whole or absent."""
+
+
+def pretrain(recipe: PretrainRecipe, folder: Path, training: dict[str, Any]) -> dict[str, Any]:
+    """Trains to the end, or continues to it, and writes the model to `folder/model`.
+
+    Raises: InputError for a recipe that contradicts itself, KeyboardInterrupt when stopped by a signal (after saving).
+    """
+    arguments, blocks = training_arguments(recipe, folder, training)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.tokenizer)
+    set_seed(arguments.seed)
+    model = build_model(recipe, tokenizer)
+    train = TokenBlocks(recipe.data.shards, "train", recipe.data.seq_length, arguments.seed, blocks)
+    heldout = EvaluationBlocks(recipe.data.shards, "validation", recipe.data.seq_length)
+    stop = StopOnSignal()
+    trainer = PretrainTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=cast(Dataset[Any], train),
+        eval_dataset=cast(Dataset[Any], heldout),
+        processing_class=tokenizer,
+        optimizer_cls_and_kwargs=optimizer_for(recipe, arguments),
+        callbacks=[*callbacks(recipe, folder, arguments, model, tokenizer, heldout), stop],
+    )
+    trainer.remove_callback(PrinterCallback)
+    describe(model, train, arguments, recipe)
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is not None:
+        logger.info("continuing from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.stopped:
+        raise KeyboardInterrupt
+    return conclude(trainer, folder, tokenizer, heldout, recipe)
+
+
+def training_arguments(
+    recipe: PretrainRecipe, folder: Path, training: dict[str, Any]
+) -> tuple[TrainingArguments, int]:
+    """TrainingArguments for this number of processes, and the blocks that the whole run reads.
+
+    Raises: InputError when the batch sizes do not go into each other or upstream refuses a value.
+    """
+    values = batch_sizes(recipe, dict(training))
+    per_step = num_processes() * values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
+    steps = values.get("max_steps") or 0
+    if steps <= 0:
+        epoch = TokenBlocks(recipe.data.shards, "train", recipe.data.seq_length, 0).blocks_per_epoch
+        steps = math.ceil(epoch * float(values["num_train_epochs"]) / per_step)
+    fixed = {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "train_sampling_strategy": "sequential",  # TokenBlocks shuffles
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "prediction_loss_only": True,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+    }
+    quiet = {"report_to": "none", "dataloader_pin_memory": not values.get("use_cpu", False)}
+    try:
+        arguments = TrainingArguments(**{**quiet, **values, **fixed})
+    except (TypeError, ValueError, ImportError) as error:
+        raise InputError(f"training: {error}") from error
+    return arguments, steps * per_step
+
+
+def batch_sizes(recipe: PretrainRecipe, values: dict[str, Any]) -> dict[str, Any]:
+    """Micro-batch and accumulation steps such that a step is `run.global_batch_size` blocks on any number of processes."""
+    values.setdefault("per_device_train_batch_size", 8)
+    wanted, processes = recipe.run.global_batch_size, num_processes()
+    if wanted is None:
+        values.setdefault("gradient_accumulation_steps", 1)
+        return values
+    if wanted % processes:
+        raise InputError(f"run.global_batch_size: {wanted} blocks cannot be shared by {processes} processes")
+    share = wanted // processes
+    micro = min(values["per_device_train_batch_size"], share)
+    if share % micro:
+        raise InputError(
+            f"training.per_device_train_batch_size: {micro} does not divide the {share} blocks of each process "
+            f"(run.global_batch_size {wanted} / {processes})"
+        )
+    return values | {"per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro}
+
+
+def build_model(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase) -> IngotForCausalLM:
+    """A model of random weights that fits the tokenizer.
+
+    Raises: InputError for contradictory values or a tokenizer with more entries than the model has rows.
+    """
+    values = {"max_position_embeddings": recipe.data.seq_length, **recipe.model.upstream_values()}
+    try:
+        config = IngotConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model: {error}") from error
+    check_rows(config.vocab_size, tokenizer)
+    config.bos_token_id = None
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return IngotForCausalLM(config)
+
+
+def optimizer_for(recipe: PretrainRecipe, arguments: TrainingArguments) -> tuple[Any, dict[str, Any]] | None:
+    """What Trainer takes as `optimizer_cls_and_kwargs`; None leaves `training.optim` to upstream.
+
+    Raises: InputError for a strategy under which the optimizer would not see whole matrices.
+    """
+    if recipe.run.optimizer is None:
+        return None
+    refuse_sharded_muon(arguments)
+    kwargs = {
+        "weight_decay": arguments.weight_decay,
+        "lr": arguments.learning_rate,
+        "betas": (arguments.adam_beta1, arguments.adam_beta2),
+        "eps": arguments.adam_epsilon,
+        "dtype": torch.bfloat16 if arguments.bf16 else torch.float32,
+    }
+    return MuonFactory, kwargs
+
+
+def refuse_sharded_muon(arguments: TrainingArguments) -> None:
+    """Raises: InputError under ZeRO-3, offload and FSDP, where no process has a layer's gradients whole."""
+    strategy = None
+    if arguments.deepspeed_plugin is not None:
+        zero = arguments.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
+        strategy = "ZeRO-3" if zero.get("stage") == 3 else "ZeRO offload" if zero.get("offload_optimizer") else None
+    elif getattr(arguments, "fsdp_plugin_args", None):
+        strategy = "FSDP"
+    if strategy is not None:
+        raise InputError(
+            f"run.optimizer: muon needs whole matrices and {strategy} splits them; use ZeRO-1, ZeRO-2 or DDP, "
+            "or --run.optimizer=null"
+        )
+
+
+def callbacks(
+    recipe: PretrainRecipe,
+    folder: Path,
+    arguments: TrainingArguments,
+    model: IngotForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    heldout: EvaluationBlocks,
+) -> list[TrainerCallback]:
+    """Metrics, the check for numbers that are not finite, and samples."""
+    seq_length = recipe.data.seq_length
+    tokens_per_step = (
+        seq_length * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * num_processes()
+    )
+    flops = training_flops_per_token(model.num_parameters(), model.config, seq_length)
+    return [
+        StopOnNonFinite(),
+        MetricsCallback(folder, Throughput(tokens_per_step, flops), 1 / (math.log(2) * heldout.bytes_per_target)),
+        SamplesCallback(folder, tokenizer, recipe.run.sample_prompts, recipe.run.sample_tokens),
+    ]
+
+
+def describe(
+    model: IngotForCausalLM, train: TokenBlocks, arguments: TrainingArguments, recipe: PretrainRecipe
+) -> None:
+    """Says in two lines what is about to run and where."""
+    where = "CPU" if arguments.device.type == "cpu" else torch.cuda.get_device_name()
+    precision = "bf16 autocast" if arguments.bf16 else "float32"
+    logger.info(
+        "pretrain: %s parameters, %d processes on %s, %s, attention %s, loss %s",
+        f"{model.num_parameters():,}", num_processes(), where, precision, model.config._attn_implementation,
+        model.config.loss_implementation,
+    )  # fmt: skip
+    tokens = len(cast(Sized, train)) * recipe.data.seq_length
+    logger.info(
+        "%s tokens in %d steps: %.2f epochs of %s tokens", f"{tokens:,}", arguments.max_steps,
+        tokens / train.shards.num_tokens, f"{train.shards.num_tokens:,}",
+    )  # fmt: skip
+
+
+def conclude(
+    trainer: PretrainTrainer,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    heldout: EvaluationBlocks,
+    recipe: PretrainRecipe,
+) -> dict[str, Any]:
+    """Evaluates, saves the model with its tokenizer, and writes the report with the loss curve."""
+    loss = last_evaluation(trainer)
+    model = cast(IngotForCausalLM, trainer.model)
+    save_model(trainer, folder / "model", tokenizer)
+    metrics = read_metrics(folder / METRICS)
+    rates = [m["tokens_per_second"] for m in metrics if "tokens_per_second" in m]
+    results = {
+        "parameters": model.num_parameters(),
+        "steps": trainer.state.global_step,
+        "tokens": len(cast(Sized, trainer.train_dataset)) * recipe.data.seq_length,
+        "heldout_loss": loss,
+        "heldout_bits_per_byte": loss / math.log(2) / heldout.bytes_per_target,
+        "tokens_per_second": sorted(rates)[len(rates) // 2] if rates else None,
+    }
+    if is_main_process():
+        plot_loss(metrics, folder / "loss.png")
+        rows = "\n".join(f"| {key} | {value} |" for key, value in results.items())
+        write_text(folder / "report.md", f"# Pretraining\n\n| | |\n|---|---|\n{rows}\n\n![loss](loss.png)\n")
+    return results
+
+
+def last_evaluation(trainer: Trainer) -> float:
+    """The held-out loss of the finished model, in nats per token; evaluated now unless the last step just was."""
+    last = next((log for log in reversed(trainer.state.log_history) if "eval_loss" in log), {"step": -1})
+    return float(last["eval_loss"] if last["step"] == trainer.state.global_step else trainer.evaluate()["eval_loss"])
+
+
+def save_model(trainer: Trainer, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes a Hub-format folder: whole weights, code, tokenizer; the cache is on again, which training turned off."""
+    cast(IngotForCausalLM, trainer.model).config.use_cache = True
+    trainer.save_model(str(folder))
+    if is_main_process():
+        tokenizer.save_pretrained(folder)
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says the same
