@@ -23,14 +23,22 @@ COMPRESSED = (".gz", ".zst")
 class Source(Section):
     """One place that rows come from: exactly one of `path`, `builtin` and `hub`."""
 
-    path: str | None = Field(None, description="file, glob or saved Hugging Face dataset, from the working directory")
-    builtin: Literal["sotu"] | None = Field(None, description="corpus that comes with Ingot")
-    hub: str | None = Field(None, description="dataset on the Hugging Face Hub; it is downloaded when the stage runs")
-    subset: str | None = Field(None, description="configuration of a Hub dataset")
-    dataset_split: str = Field("train", description="split of a Hugging Face dataset")
-    format: Format | None = Field(None, description="file format; unset: from the file's name")
-    separator: str | None = Field(None, description="cuts plain text into documents; unset: one file, one document")
-    columns: dict[str, str | list[str]] = Field({}, description="our name -> name in the file, or several to join")
+    path: str | None = Field(
+        default=None, description="file, glob or saved Hugging Face dataset, from the working directory"
+    )
+    builtin: Literal["sotu"] | None = Field(default=None, description="corpus that comes with Ingot")
+    hub: str | None = Field(
+        default=None, description="dataset on the Hugging Face Hub; it is downloaded when the stage runs"
+    )
+    subset: str | None = Field(default=None, description="configuration of a Hub dataset")
+    dataset_split: str = Field(default="train", description="split of a Hugging Face dataset")
+    format: Format | None = Field(default=None, description="file format; unset: from the file's name")
+    separator: str | None = Field(
+        default=None, description="cuts plain text into documents; unset: one file, one document"
+    )
+    columns: dict[str, str | list[str]] = Field(
+        default={}, description="our name -> name in the file, or several to join"
+    )
     where: dict[str, Scalar | list[Scalar]] = Field(
         {}, description="keep rows whose column has this value (or one of)"
     )
@@ -47,20 +55,26 @@ class Source(Section):
 class Filters(Section):
     """Documents that are left out; every drop is counted by its reason."""
 
-    min_characters: int = Field(1, ge=0, description="shortest document that is kept")
-    max_characters: int | None = Field(None, gt=0, description="longest document that is kept")
-    min_letter_share: float = Field(0.0, ge=0, le=1, description="least share of letters among the visible characters")
-    max_repeated_line_share: float = Field(1.0, ge=0, le=1, description="largest share of lines that repeat others")
+    min_characters: int = Field(default=1, ge=0, description="shortest document that is kept")
+    max_characters: int | None = Field(default=None, gt=0, description="longest document that is kept")
+    min_letter_share: float = Field(
+        default=0.0, ge=0, le=1, description="least share of letters among the visible characters"
+    )
+    max_repeated_line_share: float = Field(
+        default=1.0, ge=0, le=1, description="largest share of lines that repeat others"
+    )
 
 
 class Split(Section):
     """Documents that training never sees, drawn as whole documents or groups of documents."""
 
-    validation: int | float = Field(0, ge=0, description="number of documents (groups), or their share if below 1")
-    test: int | float = Field(0, ge=0, description="number of documents (groups), or their share if below 1")
-    group: list[str] = Field([], description="columns; documents that agree in all of them stay in one split")
-    stratify: str | None = Field(None, description="column over whose sorted values the draw is spread evenly")
-    seed: int = Field(0, ge=0, description="seed of the draw")
+    validation: int | float = Field(
+        default=0, ge=0, description="number of documents (groups), or their share if below 1"
+    )
+    test: int | float = Field(default=0, ge=0, description="number of documents (groups), or their share if below 1")
+    group: list[str] = Field(default=[], description="columns; documents that agree in all of them stay in one split")
+    stratify: str | None = Field(default=None, description="column over whose sorted values the draw is spread evenly")
+    seed: int = Field(default=0, ge=0, description="seed of the draw")
 
     @property
     def by_share(self) -> bool:
@@ -83,7 +97,9 @@ class Corpus(Section):
 
     sources: list[Source] = Field(min_length=1, description="where the documents come from")
     filters: Filters = Field(default_factory=Filters, description="documents that are left out")
-    dedup: Literal["exact", "off"] = Field("exact", description="drop documents whose normalised text came before")
+    dedup: Literal["exact", "off"] = Field(
+        default="exact", description="drop documents whose normalised text came before"
+    )
     split: Split = Field(default_factory=Split, description="documents that training never sees")
 
     def problems(self) -> Iterator[str]:
