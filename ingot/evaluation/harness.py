@@ -93,16 +93,22 @@ def run_tasks(
             batch_size=options.batch_size,
             max_length=options.max_length,
         )
-        found = simple_evaluate(
-            model=lm,
-            tasks=list(names),
-            task_manager=manager,
-            num_fewshot=options.num_fewshot,
-            limit=options.limit,
-            apply_chat_template=options.apply_chat_template,
-            bootstrap_iters=100,
-            log_samples=True,
-        )
+        try:
+            found = simple_evaluate(
+                model=lm,
+                tasks=list(names),
+                task_manager=manager,
+                num_fewshot=options.num_fewshot,
+                limit=options.limit,
+                apply_chat_template=options.apply_chat_template,
+                bootstrap_iters=100,
+                log_samples=True,
+            )
+        except AssertionError as error:
+            raise InputError(
+                f"lm-eval stopped in {', '.join(names)} ({error!r}); most likely an answer is longer than the window "
+                f"of {options.max_length} tokens: use a longer perplexity.seq_length"
+            ) from error
     assert found is not None  # lm-eval answers None only on the other ranks of a distributed run
     if samples_file is not None:
         _write_samples(samples_file, found["samples"])
