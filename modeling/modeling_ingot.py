@@ -14,6 +14,7 @@ width, V vocabulary, E experts, N = B * T.
 import math
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -425,24 +426,16 @@ class IngotPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        """Initialise one module; the library calls this only for modules with parameters or buffers of their own."""
         super()._init_weights(module)  # normal(initializer_range), ones in norms, zero biases, RoPE's buffers
-        config = self.config
-        if isinstance(module, (IngotTopKRouter, IngotExperts)):
-            for weight in module.parameters():
-                self._init_projection(weight)
-        elif isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | IngotTopKRouter):
             self._init_projection(module.weight)
-        if isinstance(module, IngotAttention):
-            self._init_projection(module.o_proj.weight, into_residual=True)
-        elif isinstance(module, (IngotMLP, IngotExperts)):
-            down = module.down_proj
-            self._init_projection(down.weight if isinstance(down, nn.Linear) else down, into_residual=True)
-        elif isinstance(module, IngotModel) and config.embedding_initializer_range is not None:
-            init.normal_(module.embed_tokens.weight, std=config.embedding_initializer_range)
-        elif isinstance(module, IngotForCausalLM) and config.lm_head_initializer_range is not None:
-            init.normal_(module.lm_head.weight, std=config.lm_head_initializer_range)
+        elif isinstance(module, IngotExperts):
+            self._init_projection(module.gate_up_proj)
+            self._init_projection(module.down_proj, into_residual=True)
 
     def _init_projection(self, weight: torch.Tensor, into_residual: bool = False) -> None:
+        """Draw a weight (..., outputs, inputs) by `initializer_method`."""
         std = self.config.initializer_range
         if self.config.initializer_method == "fan_in":
             std = weight.shape[-1] ** -0.5
@@ -463,8 +456,24 @@ class IngotModel(IngotPreTrainedModel):
         pre_norm = config.norm_position == "pre"
         self.norm = build_norm(config, config.hidden_size) if pre_norm else nn.Identity()
         self.rotary_emb = IngotRotaryEmbedding(config) if config.position_embedding_type == "rope" else None
+        projections = {name: module for name, module in self.named_modules() if isinstance(module, nn.Linear)}
+        # weak, because adapters and quantizers replace modules and the old ones must be free to go
+        self.residual_projections = WeakSet(
+            module for name, module in projections.items() if name.endswith(("o_proj", "down_proj"))
+        )
         self.gradient_checkpointing = False
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.embedding_initializer_range
+        if isinstance(module, nn.Linear) and module in self.residual_projections:
+            self._init_projection(module.weight, into_residual=True)
+        elif module is self.embed_tokens and std is not None:
+            init.normal_(module.weight, std=std)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
 
     @merge_with_config_defaults
     @capture_outputs
@@ -676,6 +685,12 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.lm_head and self.config.lm_head_initializer_range is not None:
+            init.normal_(module.weight, std=self.config.lm_head_initializer_range)
 
     @can_return_tuple
     def forward(
