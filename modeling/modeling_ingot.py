@@ -12,9 +12,8 @@ width, V vocabulary, E experts, N = B * T.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -396,6 +395,13 @@ class IngotDecoderLayer(GradientCheckpointingLayer):
         hidden_states = self.post_attention_layernorm(hidden_states)
         return self.post_feedforward_layernorm(hidden_states + self._drop(self.mlp(hidden_states)))
 
+    def outputs(self) -> Iterator[nn.Linear]:
+        """The dense projections whose results are added to the residual stream."""
+        yield self.self_attn.o_proj
+        dense = self.mlp.shared_expert if isinstance(self.mlp, IngotSparseMoeBlock) else self.mlp
+        if dense is not None:
+            yield dense.down_proj
+
     def _drop(self, update: torch.Tensor) -> torch.Tensor:
         return F.dropout(update, self.residual_dropout, self.training) if self.residual_dropout else update
 
@@ -456,11 +462,6 @@ class IngotModel(IngotPreTrainedModel):
         pre_norm = config.norm_position == "pre"
         self.norm = build_norm(config, config.hidden_size) if pre_norm else nn.Identity()
         self.rotary_emb = IngotRotaryEmbedding(config) if config.position_embedding_type == "rope" else None
-        projections = {name: module for name, module in self.named_modules() if isinstance(module, nn.Linear)}
-        # weak, because adapters and quantizers replace modules and the old ones must be free to go
-        self.residual_projections = WeakSet(
-            module for name, module in projections.items() if name.endswith(("o_proj", "down_proj"))
-        )
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -468,7 +469,7 @@ class IngotModel(IngotPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         std = self.config.embedding_initializer_range
-        if isinstance(module, nn.Linear) and module in self.residual_projections:
+        if isinstance(module, nn.Linear) and any(module is last for layer in self.layers for last in layer.outputs()):
             self._init_projection(module.weight, into_residual=True)
         elif module is self.embed_tokens and std is not None:
             init.normal_(module.weight, std=std)
