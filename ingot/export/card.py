@@ -86,8 +86,8 @@ def metadata(facts: Facts) -> str:
 
     found = [
         EvalResult(
-            task_type="text-generation", dataset_type=dataset.replace(" ", "-"), dataset_name=dataset, metric_type=metric,
-            metric_name=metric.replace("_", " "), metric_value=round(value, 6),
+            task_type="text-generation", dataset_type=dataset.replace(" ", "-"), dataset_name=dataset,
+            metric_type=metric, metric_name=metric.replace("_", " "), metric_value=round(value, 6),
         )
         for dataset, metric, value in _measured(facts.evaluated)
     ]  # fmt: skip

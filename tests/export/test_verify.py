@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from ingot.export import verify
 from ingot.export.hub import save_hub_folder
 from ingot.export.probe import probe
-from ingot.export.verify import differences, probe_in_clean_process, verify_export
+from ingot.export.verify import differences, probe_in_clean_process
 from ingot.loading import load_model, load_tokenizer
 
 from .conftest import make_model, save_hub
@@ -23,13 +24,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_hub(tmp_path_factory.mktemp("source"), make_model(tie_word_embeddings=False))
 
 
-def test_one_changed_weight_is_refused(source: Path, tmp_path: Path) -> None:
+def test_one_changed_weight_is_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_hub_folder(load_model(source), load_tokenizer(source), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["lm_head.weight"][7, 3] += 1e-4
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr(verify, "probe_in_clean_process", lambda folder: probe(folder, trust_remote_code=False))
     with pytest.raises(RuntimeError, match="is not equal to .*logits of prompt 1 differ by up to"):
-        verify_export(source, tmp_path)
+        verify.verify_export(source, tmp_path)
 
 
 def test_a_folder_that_needs_ingot_does_not_load_in_the_clean_process(source: Path, tmp_path: Path) -> None:
