@@ -469,7 +469,8 @@ class IngotModel(IngotPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         std = self.config.embedding_initializer_range
-        if isinstance(module, nn.Linear) and any(module is last for layer in self.layers for last in layer.outputs()):
+        layers = [layer for layer in self.layers if isinstance(layer, IngotDecoderLayer)]
+        if isinstance(module, nn.Linear) and any(module is last for layer in layers for last in layer.outputs()):
             self._init_projection(module.weight, into_residual=True)
         elif module is self.embed_tokens and std is not None:
             init.normal_(module.weight, std=std)

@@ -15,60 +15,64 @@ from transformers import AutoModel, AutoModelForCausalLM
 import modeling
 
 Make = Callable[..., Any]
+PROJECT = Path(modeling.__file__).parents[1]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tied": {"tie_word_embeddings": True},
+    "learned": {"position_embedding_type": "learned"},
+    "experts": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+}
 LOAD = """
-import sys, torch
+import sys
+from pathlib import Path
+import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-folder, ids, wanted, again = sys.argv[1:]
 try:
     import modeling
     sys.exit("the project is importable: this proves nothing")
 except ModuleNotFoundError:
     pass
-ids, wanted = torch.load(ids), torch.load(wanted)
-assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "ingot"
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-assert torch.equal(model(ids).logits, wanted["logits"])
-tied = model.config.tie_word_embeddings
-assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) is tied
-base = AutoModel.from_pretrained(folder, trust_remote_code=True)
-assert torch.equal(base(ids).last_hidden_state, wanted["hidden"])
-model.save_pretrained(again)
-print("loaded", type(model).__module__)
+before, after = map(Path, sys.argv[1:])
+for folder in sorted(path for path in before.iterdir() if path.is_dir()):
+    wanted = torch.load(before.parent / f"{folder.name}.pt")
+    assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "ingot"
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules")
+    assert torch.equal(model(wanted["ids"]).logits, wanted["logits"])
+    tied = model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    assert tied is model.config.tie_word_embeddings
+    base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    assert torch.equal(base(wanted["ids"]).last_hidden_state, wanted["hidden"])
+    model.save_pretrained(after / folder.name)
+    print("loaded", folder.name)
 """
 
 
-def load_elsewhere(folder: Path, workdir: Path, again: Path) -> None:
-    """Load `folder` in a fresh interpreter that cannot see the project, and save it to `again`."""
+def load_elsewhere(before: Path, after: Path) -> None:
+    """Load the folders in `before` in a fresh interpreter that cannot see the project, and save them to `after`."""
+    workdir = before.parent / "elsewhere"
     workdir.mkdir(exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "COV"))}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(workdir / "hf"), "OMP_NUM_THREADS": "1"}
-    # An editable install would put the project back on the path: -S leaves .pth files unread.
-    packages = os.pathsep.join(p for p in sys.path if p.endswith(("site-packages", "dist-packages")) or "tf517" in p)
-    environment["PYTHONPATH"] = packages
-    command = [
-        sys.executable,
-        "-S",
-        "-c",
-        LOAD,
-        *map(str, (folder, workdir.parent / "ids", workdir.parent / "wanted")),
-    ]
-    run = subprocess.run([*command, str(again)], cwd=workdir, env=environment, capture_output=True, text=True)
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(workdir), "OMP_NUM_THREADS": "1"}
+    # an editable install would put the project back on the path: -S leaves .pth files unread
+    packages = [path for path in sys.path if path != str(PROJECT) and Path(path, "transformers").is_dir()]
+    packages += [path for path in sys.path if path.endswith("site-packages")]
+    environment["PYTHONPATH"] = os.pathsep.join(packages)
+    command = [sys.executable, "-S", "-c", LOAD, str(before), str(after)]
+    run = subprocess.run(command, cwd=workdir, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
-    assert "loaded transformers_modules" in run.stdout
+    assert run.stdout.split() == [word for name in sorted(VARIANTS) for word in ("loaded", name)]
 
 
-@pytest.mark.parametrize("changes", [{"tie_word_embeddings": True}, {"position_embedding_type": "learned"}], ids=str)
-def test_loads_in_a_clean_process_also_after_saving_again(
-    tiny: Make, tokens: Make, tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    model, ids = tiny(**changes), tokens(2, 9)
-    with torch.no_grad():
-        wanted = {"logits": model(ids).logits, "hidden": model.model(ids).last_hidden_state}
-    torch.save(ids, tmp_path / "ids")
-    torch.save(wanted, tmp_path / "wanted")
-    model.save_pretrained(tmp_path / "first")
-    load_elsewhere(tmp_path / "first", tmp_path / "a", tmp_path / "second")
-    load_elsewhere(tmp_path / "second", tmp_path / "b", tmp_path / "third")
+def test_loads_in_a_clean_process_also_after_saving_again(tiny: Make, tokens: Make, tmp_path: Path) -> None:
+    ids = tokens(2, 9)
+    for name, changes in VARIANTS.items():
+        model = tiny(**changes)
+        with torch.no_grad():
+            wanted = {"ids": ids, "logits": model(ids).logits, "hidden": model.model(ids).last_hidden_state}
+        torch.save(wanted, tmp_path / f"{name}.pt")
+        model.save_pretrained(tmp_path / "first" / name)
+    load_elsewhere(tmp_path / "first", tmp_path / "second")
+    load_elsewhere(tmp_path / "second", tmp_path / "third")
 
 
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForCausalLM])
