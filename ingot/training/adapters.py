@@ -188,7 +188,7 @@ def merge_adapter(
 
 
 def adapter_in_float32(model: torch.nn.Module) -> None:
-    """Undoes TRL's cast of QLoRA's matrices to bf16, in which small updates are lost and a resume would not be exact."""
+    """Undoes TRL's cast of QLoRA's matrices to bf16, which loses small updates and makes a resume inexact."""
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()

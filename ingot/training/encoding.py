@@ -5,6 +5,7 @@ TRL would do this too, but cuts rows without counting them and stops at a bad on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 IGNORED = -100  # label of a token that the loss leaves out
 
 logger = get_logger(__name__)
@@ -67,10 +69,14 @@ class ConversationEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None, max_positions: int | None) -> None:
         """`max_positions` is what the model takes; `max_length` is where the recipe cuts.
 
-        Raises: InputError when the tokenizer has no chat template that marks the assistant's tokens.
+        Raises: InputError when the tokenizer has no chat template.
         """
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template; start from a model whose tokenizer "
+                "was made by train_tokenizer, or put a chat_template.jinja with {% generation %} marks into the folder"
+            )
         self.tokenizer, self.max_length, self.max_positions = tokenizer, max_length, max_positions
-        self.template = _training_template(tokenizer)
         self.end_of_turn: int | None = None
 
     def encode(
@@ -111,24 +117,45 @@ class ConversationEncoder:
         """All tokens of a conversation; labels for the assistant's, its end-of-turn mark included."""
         if not any(message["role"] == "assistant" and message["content"] for message in messages):
             raise InputError(f"{name}: no answer of the assistant to learn from; filter such rows out")
-        encoded: Any = self.tokenizer.apply_chat_template(
-            messages, chat_template=self.template, return_dict=True, return_assistant_tokens_mask=True
-        )
-        ids, mask = list(encoded["input_ids"]), encoded["assistant_masks"]
-        if not any(mask):
+        if not GENERATION_MARK.search(str(self.tokenizer.chat_template)):
+            example = self._render_turns(messages, name)
+        else:
+            encoded = self._apply_template(messages, return_assistant_tokens_mask=True)
+            ids, mask = encoded["input_ids"], encoded["assistant_masks"]
+            example = Example(ids, [i if m else IGNORED for i, m in zip(ids, mask, strict=True)])
+        if not example.is_supervised:
             raise InputError(
-                f"{name}: the chat template marks no token as the assistant's ({{% generation %}} is missing or empty)"
+                f"{name}: the chat template marks no token as the assistant's; see {{% generation %}} in it"
             )
-        example = Example(ids, [i if m else IGNORED for i, m in zip(ids, mask, strict=True)])
         self._check_end_of_turn(example, name)
         return example
 
+    def _render_turns(self, messages: list[Message], name: str) -> Example:
+        """The same for a template without generation marks: what an answer adds to the prompt before it."""
+        ids = self._apply_template(messages)["input_ids"]
+        labels = [IGNORED] * len(ids)
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._apply_template(messages[:i], add_generation_prompt=True)["input_ids"]
+            turn = self._apply_template(messages[: i + 1])["input_ids"]
+            if ids[: len(prompt)] != prompt or ids[: len(turn)] != turn:
+                raise InputError(
+                    f"{name}: the chat template renders earlier turns otherwise once more follow, so the answers "
+                    "cannot be found; put {% generation %} and {% endgeneration %} around them in chat_template.jinja"
+                )
+            special = set(self.tokenizer.all_special_ids)
+            end = max((k for k in range(len(prompt), len(turn)) if turn[k] in special), default=len(turn) - 1)
+            labels[len(prompt) : end + 1] = turn[len(prompt) : end + 1]
+        return Example(ids, labels)
+
+    def _apply_template(self, messages: list[Message], **options: Any) -> dict[str, list[int]]:
+        encoded: Any = self.tokenizer.apply_chat_template(messages, return_dict=True, **options)
+        return {key: list(values) for key, values in encoded.items()}
+
     def _answer(self, prompt: list[Message], answer: list[Message], name: str) -> Example:
         """A prompt and one answer, up to its end-of-turn mark; only the answer is supervised."""
-        rendered: Any = self.tokenizer.apply_chat_template(
-            prompt, chat_template=self.template, add_generation_prompt=True, return_dict=True
-        )
-        prompt_ids = list(rendered["input_ids"])
+        prompt_ids = self._apply_template(prompt, add_generation_prompt=True)["input_ids"]
         whole = self._render([*prompt, *answer], name)
         if whole.input_ids[: len(prompt_ids)] != prompt_ids:
             raise InputError(
@@ -175,23 +202,3 @@ class ConversationEncoder:
 def _beginning(messages: list[Message]) -> str:
     text = str(messages[0].get("content") if messages else "")
     return text if len(text) <= 50 else text[:47] + "..."
-
-
-def _training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A template with generation marks: None for the tokenizer's own, or TRL's version of a well-known one without."""
-    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
-
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"{tokenizer.name_or_path}: the tokenizer has no chat template; start from a model whose tokenizer was "
-            "made by train_tokenizer, or put a chat_template.jinja with {% generation %} marks into the folder"
-        )
-    if has_generation_markers(tokenizer.chat_template):
-        return None
-    try:
-        return get_training_chat_template(tokenizer)
-    except ValueError:
-        raise InputError(
-            f"{tokenizer.name_or_path}: the chat template does not mark the assistant's tokens; put "
-            "{% generation %} and {% endgeneration %} around them (and their end-of-turn mark) in chat_template.jinja"
-        ) from None
