@@ -346,6 +346,17 @@ def _prepare(recipe: Recipe) -> RunFolder:
     return RunFolder(path, recipe, wanted, False)
 
 
+def is_complete(recipe: Recipe) -> bool:
+    """Whether the stage has finished with this recipe and these inputs."""
+    manifest = recipe.run.dir / MANIFEST
+    if not manifest.is_file() or any(_input_problem(recipe, path, marker) for _, path, marker in stage_inputs(recipe)):
+        return False
+    found = read_json(manifest)
+    return all(found.get(k) == v for k, v in identity(recipe).items()) and _files_present(
+        recipe.run.dir, found["files"]
+    )
+
+
 def _files_present(folder: Path, files: dict[str, Any]) -> bool:
     sizes = {name: (folder / name).stat().st_size if (folder / name).is_file() else None for name in files}
     return all(sizes[name] == record["bytes"] for name, record in files.items())

@@ -108,7 +108,12 @@ def _without_text_beside_enum(annotation: str) -> str:
 def _names() -> _Names:
     builtins = {t.__name__: t for t in (bool, int, float, str, list, dict, tuple)}
     generics = {"Optional": typing.Optional, "Union": typing.Union, "Any": Any, "Literal": Literal}
-    modern = {"List": list, "Dict": dict, "typing": typing, "Filled": typing.Optional}  # Filled: IngotConfig fills None in
+    modern = {
+        "List": list,
+        "Dict": dict,
+        "typing": typing,
+        "Filled": typing.Optional,
+    }  # Filled: IngotConfig fills None in
     return _Names({**builtins, **generics, **modern, **_enums()})
 
 

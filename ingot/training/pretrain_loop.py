@@ -25,16 +25,13 @@ from ingot.training.callbacks import (
     Throughput,
     read_metrics,
 )
-from ingot.training.checkpoints import SafeCheckpoints, newest_checkpoint
+from ingot.training.checkpoints import newest_checkpoint
 from ingot.training.optim import MuonFactory
 from ingot.training.pretrain import PretrainRecipe
+from ingot.training.pretrain_trainer import PretrainTrainer
 from modeling import IngotConfig, IngotForCausalLM
 
 logger = get_logger(__name__)
-
-
-class PretrainTrainer(SafeCheckpoints, Trainer):
-    """transformers' Trainer with checkpoints that are whole or absent."""
 
 
 def pretrain(recipe: PretrainRecipe, folder: Path, training: dict[str, Any]) -> dict[str, Any]:
@@ -87,14 +84,16 @@ def training_arguments(
         "max_steps": steps,
         "train_sampling_strategy": "sequential",  # TokenBlocks shuffles
         "remove_unused_columns": False,
-        "label_names": ["labels"],
-        "prediction_loss_only": True,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
     }
-    quiet = {"report_to": "none", "dataloader_pin_memory": not values.get("use_cpu", False)}
+    defaults = {
+        "report_to": "none",
+        "dataloader_pin_memory": not values.get("use_cpu", False),
+        "ddp_find_unused_parameters": False,
+    }
     try:
-        arguments = TrainingArguments(**{**quiet, **values, **fixed})
+        arguments = TrainingArguments(**{**defaults, **values, **fixed})
     except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"training: {error}") from error
     return arguments, steps * per_step

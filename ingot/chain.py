@@ -1,0 +1,248 @@
+"""`ingot run`: a folder of recipes from first stage to last, each in a process of its own, skipping what is done."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingot.cli import STAGES, load_stage, stage_of
+from ingot.recipe import InputError, Recipe, stage_inputs
+from ingot.runs import MANIFEST, get_logger, is_complete, read_json, write_json
+
+logger = get_logger(__name__)
+
+CHAIN = ("train_tokenizer", "prepare_data", "pretrain", "sft", "dpo", "evaluate", "export")
+TRAINING = ("pretrain", "sft", "dpo")
+HELP = """usage: ingot run FOLDER [--run.dir DIR] [--stages a,b,...] [--launch ACCELERATE_CONFIG] [--num_processes N]
+                 [--STAGE.section.key=value ...]
+
+Runs the recipes of a folder in order. With --run.dir X each stage writes X/<stage> and finds the earlier ones there.
+A stage that is complete, with an unchanged recipe and unchanged inputs, is skipped. --stages also names variants, such
+as pretrain,sft_lora. --launch starts the training stages with `accelerate launch --config_file`."""
+
+
+@dataclass
+class Link:
+    """One stage of the chain: its recipe, and the command line that makes the same recipe again."""
+
+    name: str
+    recipe: Recipe
+    arguments: list[str]
+    seconds: float | None = None  # wall time of its process; None when it was skipped
+
+    @property
+    def dir(self) -> Path:
+        """Where it writes."""
+        return self.recipe.run.dir
+
+
+@dataclass
+class Request:
+    """The command line of `ingot run`."""
+
+    folder: Path
+    run_dir: Path | None = None
+    stages: tuple[str, ...] | None = None
+    launch: str | None = None
+    num_processes: int | None = None
+    overrides: tuple[tuple[str, str], ...] = ()  # (stage, --section.key=value)
+
+
+def run_command(arguments: Sequence[str]) -> None:
+    """Runs the chain that the command line asks for.
+
+    Raises: InputError for a wrong recipe, before any stage runs; SystemExit with the exit code of a stage that failed.
+    """
+    if not arguments or {"--help", "-h"} & set(arguments):
+        print(HELP)
+        return
+    request = parse(arguments)
+    links = plan_chain(request)
+    for link in links:
+        if is_complete(link.recipe):
+            logger.info("%s: complete and unchanged, skipped", link.name)
+            continue
+        logger.info("\n== %s", link.name)
+        began = time.monotonic()
+        code = start(link, request)
+        link.seconds = round(time.monotonic() - began, 1)
+        if code:
+            end = "interrupted" if code == 130 else f"failed (exit code {code})"
+            logger.info("%s %s; run the same command again to continue from here", link.name, end)
+            raise SystemExit(code)
+    conclude(links)
+
+
+def parse(arguments: Sequence[str]) -> Request:
+    """The command line of `ingot run`.
+
+    Raises: InputError for a word that it does not know.
+    """
+    from ingot.recipe_yaml import split_overrides
+
+    if arguments[0].startswith("-"):
+        raise InputError("ingot run: name a folder of recipes first, such as: ingot run recipes/quickstart")
+    request, overrides = Request(Path(arguments[0])), []
+    for key, value in split_overrides(arguments[1:]):
+        if key == "run.dir":
+            request.run_dir = Path(value)
+        elif key == "stages":
+            request.stages = tuple(value.split(","))
+        elif key == "launch":
+            request.launch = value
+        elif key == "num_processes":
+            if not value.isdigit() or value == "0":
+                raise InputError(f"--num_processes: expected a whole number above 0, got '{value}'")
+            request.num_processes = int(value)
+        else:
+            overrides.append((key.split(".")[0], f"--{key.partition('.')[2]}={value}"))
+    request.overrides = tuple(overrides)
+    return request
+
+
+def plan_chain(request: Request) -> list[Link]:
+    """The stages to run with their recipes, checked and pointing into the run folder.
+
+    Raises: InputError with the errors of all recipes.
+    """
+    paths = recipe_paths(request)
+    unknown = [stage for stage, _ in request.overrides if stage not in {p.stem for p in paths}]
+    if unknown:
+        names = ", ".join(p.stem for p in paths)
+        raise InputError(f"--{unknown[0]}....: no such stage in {request.folder}; overrides begin with one of {names}")
+    every = sorted(p for p in request.folder.glob("*.yaml") if p.stem.split("_")[0] and _is_stage(p.stem))
+    moves = dict(_moves(every, request))
+    links, errors = [], []
+    for path in paths:
+        given = [text for stage, text in request.overrides if stage == path.stem]
+        try:
+            links.append(_link(path, given, moves))
+        except InputError as error:
+            errors.append(str(error))
+    if errors:
+        raise InputError("\n".join(errors))
+    return links
+
+
+def recipe_paths(request: Request) -> list[Path]:
+    """The recipe files to run, in order.
+
+    Raises: InputError when the folder or a named stage has none.
+    """
+    if not request.folder.is_dir():
+        raise InputError(f"{request.folder}: no such folder of recipes")
+    names = request.stages or tuple(s for s in CHAIN if (request.folder / f"{s}.yaml").is_file())
+    missing = [n for n in names if stage_of(n) and not (request.folder / f"{n}.yaml").is_file()]
+    if missing:
+        raise InputError(f"{request.folder / missing[0]}.yaml: no such file; --stages names recipes of the folder")
+    if not names:
+        raise InputError(f"{request.folder}: holds no recipe of a stage; they are named {', '.join(CHAIN)} (.yaml)")
+    return [request.folder / f"{name}.yaml" for name in names]
+
+
+def _is_stage(name: str) -> bool:
+    return any(name == stage or name.startswith(f"{stage}_") for stage in STAGES)
+
+
+def _moves(paths: Sequence[Path], request: Request) -> Iterator[tuple[Path, Path]]:
+    """For every recipe of the folder: the run folder it names and the one it gets."""
+    from ingot.recipe_yaml import read_yaml
+
+    for path in paths:
+        section = read_yaml(path).get("run")
+        named = section.get("dir") if isinstance(section, dict) else None
+        if isinstance(named, str):
+            yield Path(named), (request.run_dir / path.stem if request.run_dir else Path(named))
+
+
+def _link(path: Path, given: list[str], moves: dict[Path, Path]) -> Link:
+    recipe = load_stage(path, given)
+    moved = [f"--run.dir={moves.get(recipe.run.dir, recipe.run.dir)}"]
+    for key, folder, _ in stage_inputs(recipe):
+        for old, new in moves.items():
+            if folder == old or old in folder.parents:
+                moved.append(f"--{key}={new / folder.relative_to(old)}")
+    arguments = [*given, *moved]
+    return Link(path.stem, load_stage(path, arguments), ["--config", str(path), *arguments])
+
+
+def start(link: Link, request: Request) -> int:
+    """Runs one stage in a process of its own and returns its exit code; signals are passed on to it once."""
+    words = ["-m", "ingot.cli", link.recipe.stage, *link.arguments]
+    if request.launch and link.recipe.stage in TRAINING:
+        number = ["--num_processes", str(request.num_processes)] if request.num_processes else []
+        words = ["-m", "accelerate.commands.launch", "--config_file", request.launch, *number, *words]
+    child = subprocess.Popen([sys.executable, *words], start_new_session=True, preexec_fn=_end_with_parent)
+    previous = {
+        n: signal.signal(n, lambda number, _: _pass_on(child, number)) for n in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 128 - code if code < 0 else code
+
+
+def _pass_on(child: "subprocess.Popen[bytes]", number: int) -> None:
+    if child.poll() is None:
+        os.killpg(child.pid, number)
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to end this process when the one that started it is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def conclude(links: list[Link]) -> None:
+    """Prints the table of stages and writes summary.json beside the stages' folders."""
+    manifests = {link.name: read_json(link.dir / MANIFEST) for link in links}
+    for link in links:
+        manifests[link.name]["seconds"] = link.seconds or manifests[link.name]["seconds"]
+    rows = [(name, f"{m['seconds']:.0f} s", headline(m["stage"], m["results"])) for name, m in manifests.items()]
+    rows.append(("total", f"{sum(m['seconds'] for m in manifests.values()):.0f} s", ""))
+    width = max(len(row[0]) for row in rows)
+    print(f"\n{'stage':<{width}}  {'time':>6}  result")
+    for name, seconds, result in rows:
+        print(f"{name:<{width}}  {seconds:>6}  {result}")
+    root = links[-1].dir.parent
+    write_json(root / "summary.json", summary(manifests))
+    print(f"\nsummary: {root / 'summary.json'}")
+    talker = next((link for link in reversed(links) if link.recipe.stage in (*TRAINING, "export")), None)
+    if talker is not None:
+        print(f"chat:    ingot chat {talker.dir}\n         ingot chat {talker.dir} --run.web=true")
+
+
+def headline(stage: str, results: dict[str, Any]) -> str:
+    """The result of a stage in a few words."""
+    texts = {
+        "train_tokenizer": "{vocab_size:,} entries, {bytes_per_token:.2f} bytes per token",
+        "prepare_data": "{splits[train][tokens]:,} training tokens of {splits[train][documents]:,} documents",
+        "pretrain": "{parameters:,} parameters, held-out loss {heldout_loss:.3f}",
+        "sft": "held-out loss {loss_before:.3f} -> {loss_after:.3f} on {validation_rows} rows",
+        "dpo": "held-out margin {margin_before:.3f} -> {margin_after:.3f} on {validation_rows} pairs",
+        "evaluate": "{base[bits_per_byte]:.3f} bits per byte; xz {xz[bits_per_byte]:.2f}, bz2 {bz2[bits_per_byte]:.2f}",
+        "export": "{path}",
+    }
+    return texts[stage].format(**results)
+
+
+def summary(manifests: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a whole run: stages with seconds, and the headline figures of each."""
+    found: dict[str, Any] = {"stages": [{"name": n, "seconds": m["seconds"]} for n, m in manifests.items()]}
+    results = {m["stage"]: m["results"] for m in manifests.values()}
+    for name, value in results.get("evaluate", {}).items():
+        if isinstance(value, dict) and "bits_per_byte" in value:
+            found[name] = {"bits_per_byte": value["bits_per_byte"]}
+    keys = {"sft": ("loss_before", "loss_after"), "dpo": ("margin_before", "margin_after"), "export": ("path",)}
+    for stage, wanted in keys.items():
+        if stage in results:
+            found[stage] = found.get(stage, {}) | {key: results[stage][key] for key in wanted}
+    return found

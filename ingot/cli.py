@@ -1,0 +1,107 @@
+"""The `ingot` command: one sub-command a stage, and `ingot run` for a folder of recipes."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ingot import __version__
+from ingot.recipe import Recipe, load_recipe, parse_command_line
+from ingot.recipe_errors import nearest
+from ingot.recipe_yaml import InputError, apply_overrides
+from ingot.runs import exit_code_of
+
+# stage -> (module, recipe class), in the order of a model's life
+STAGES = {
+    "train_tokenizer": ("ingot.tokenization.train_tokenizer", "TokenizerRecipe"),
+    "prepare_data": ("ingot.data.prepare_data", "DataRecipe"),
+    "pretrain": ("ingot.training.pretrain", "PretrainRecipe"),
+    "sft": ("ingot.training.sft", "SFTRecipe"),
+    "dpo": ("ingot.training.dpo", "DPORecipe"),
+    "evaluate": ("ingot.evaluation.evaluate", "EvaluateRecipe"),
+    "export": ("ingot.export.export", "ExportRecipe"),
+    "serve": ("ingot.serving.serve", "ServeRecipe"),
+    "chat": ("ingot.serving.chat", "ChatRecipe"),
+}
+# stages that also take a folder in place of a recipe: `ingot chat runs/quickstart/export`
+FOLDER_STAGES = ("serve", "chat")
+
+
+def stage_of(name: str) -> str:
+    """The stage of a recipe's name: `sft_lora` is a recipe of `sft`.
+
+    Raises: InputError when it is none.
+    """
+    found = [stage for stage in STAGES if name == stage or name.startswith(f"{stage}_")]
+    if not found:
+        near = nearest(name, set(STAGES))
+        hint = f"; did you mean '{near}'?" if near else ""
+        raise InputError(f"{name}: no such stage{hint} Stages: {', '.join(STAGES)}")
+    return found[0]
+
+
+def recipe_class(stage: str) -> type[Recipe]:
+    """The class that a stage's recipe is checked against."""
+    module, name = STAGES[stage]
+    return getattr(importlib.import_module(module), name)
+
+
+def run_stage(recipe: Recipe) -> dict[str, Any]:
+    """Runs the stage of a recipe; returns its results."""
+    return importlib.import_module(STAGES[recipe.stage][0]).run(recipe)  # type: ignore[no-any-return]
+
+
+def load_stage(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The checked recipe in a file, whose name says the stage."""
+    return load_recipe(recipe_class(stage_of(path.stem)), path, overrides)
+
+
+def usage() -> str:
+    """What `ingot --help` prints."""
+    lines = [
+        f"ingot {__version__}: make your own language model\n",
+        "ingot run FOLDER   every stage of a folder of recipes",
+    ]
+    for stage in STAGES:
+        meaning = (recipe_class(stage).__doc__ or "").strip().split("\n")[0]
+        lines.append(f"ingot {stage:<16} {meaning}")
+    return (
+        "\n".join(lines) + "\n\nEach takes --config FILE and --section.key=value; `ingot STAGE --help` lists the keys."
+    )
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Does what the words after `ingot` say."""
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(usage())
+    elif arguments[0] == "--version":
+        print(__version__)
+    elif arguments[0] == "run":
+        from ingot.chain import run_command
+
+        run_command(arguments[1:])
+    else:
+        stage, rest = stage_of(arguments[0]), list(arguments[1:])
+        if stage in FOLDER_STAGES and rest and not rest[0].startswith("-"):
+            rest = [f"--model.path={rest[0]}", *rest[1:]]
+        run_stage(_recipe(stage, rest))
+
+
+def _recipe(stage: str, arguments: list[str]) -> Recipe:
+    """The recipe of the command line; stages that have a default for every key need no --config."""
+    words = {a.split("=")[0] for a in arguments}
+    if stage in FOLDER_STAGES and not words & {"--config", "--help", "-h"}:
+        from ingot.recipe import build_recipe
+
+        return build_recipe(recipe_class(stage), apply_overrides({}, arguments), f"ingot {stage}")
+    return parse_command_line(recipe_class(stage), arguments)
+
+
+def entry_point() -> NoReturn:
+    """The console script."""
+    sys.exit(exit_code_of(lambda: command(sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    entry_point()
