@@ -1,6 +1,6 @@
 """Whom the chat talks to: the engine in this process, or a server with OpenAI's API."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -39,6 +39,9 @@ class Piece:
     left_out: int = 0
 
 
+Pieces = Generator[Piece, None, None]
+
+
 class Backend(Protocol):
     """What the terminal and the page need."""
 
@@ -47,14 +50,14 @@ class Backend(Protocol):
     completes: bool  # can continue text
     most_tokens: int  # that one answer can have
 
-    def reply(self, messages: Sequence[Message], settings: Settings) -> Iterator[Piece]:
-        """Streams the answer to a conversation; closing the iterator stops it.
+    def reply(self, messages: Sequence[Message], settings: Settings) -> Pieces:
+        """Streams the answer to a conversation; closing the generator stops it.
 
         Raises: ChatError.
         """
 
-    def complete(self, text: str, settings: Settings) -> Iterator[Piece]:
-        """Streams the continuation of a text; closing the iterator stops it.
+    def complete(self, text: str, settings: Settings) -> Pieces:
+        """Streams the continuation of a text; closing the generator stops it.
 
         Raises: ChatError.
         """
@@ -71,7 +74,7 @@ class LocalBackend:
         self.raw = not loaded.chats if raw is None else raw
         self.most_tokens = loaded.context_length - 1
 
-    def reply(self, messages: Sequence[Message], settings: Settings) -> Iterator[Piece]:
+    def reply(self, messages: Sequence[Message], settings: Settings) -> Pieces:
         """Streams an answer; the oldest messages are left out until the rest fits the context."""
         kept = list(messages)
         room = min(settings.max_tokens, self._loaded.context_length // 2)
@@ -84,13 +87,13 @@ class LocalBackend:
             raise ChatError(str(error)) from None
         yield from self._stream(ids, settings, left_out=len(messages) - len(kept))
 
-    def complete(self, text: str, settings: Settings) -> Iterator[Piece]:
+    def complete(self, text: str, settings: Settings) -> Pieces:
         """Streams a continuation; of a text longer than the context, the end is read."""
         ids = self._loaded.codec.encode(text)
         room = min(settings.max_tokens, self._loaded.context_length // 2)
         yield from self._stream(ids[-(self._loaded.context_length - room) :], settings, left_out=0)
 
-    def _stream(self, ids: list[int], settings: Settings, left_out: int) -> Iterator[Piece]:
+    def _stream(self, ids: list[int], settings: Settings, left_out: int) -> Pieces:
         from ingot.serving.engine import GenerationRequest, OverloadedError
 
         context = self._loaded.context_length
@@ -157,7 +160,7 @@ class RemoteBackend:
             raise InputError(f"run.url: {url} serves no model")
         return models[0].id
 
-    def reply(self, messages: Sequence[Message], settings: Settings) -> Iterator[Piece]:
+    def reply(self, messages: Sequence[Message], settings: Settings) -> Pieces:
         """Streams an answer of the server; while it says that the conversation is too long, the oldest goes."""
         import httpx
         import openai
@@ -174,7 +177,7 @@ class RemoteBackend:
             except httpx.HTTPError as error:
                 raise ChatError(f"the connection broke: {error}") from None
 
-    def _ask(self, messages: list[Message], settings: Settings, left_out: int) -> Iterator[Piece]:
+    def _ask(self, messages: list[Message], settings: Settings, left_out: int) -> Pieces:
         given = settings.model_dump(exclude={"top_k"}, exclude_none=True)
         extra = {} if settings.top_k is None else {"top_k": settings.top_k}
         chunks: Any = self._client.chat.completions.create(
@@ -186,7 +189,7 @@ class RemoteBackend:
                     yield Piece(chunk.choices[0].delta.content, left_out)
                     left_out = 0
 
-    def complete(self, text: str, settings: Settings) -> Iterator[Piece]:
+    def complete(self, text: str, settings: Settings) -> Pieces:
         """Not offered: OpenAI's chat API has no plain continuation."""
         raise ChatError("continuing plain text needs the model in this process: give model.path instead of run.url")
 

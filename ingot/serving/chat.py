@@ -87,9 +87,10 @@ def run(recipe: ChatRecipe) -> dict[str, Any]:
             _terminal(recipe, backend)
             return {"model": backend.name}
 
-        from ingot.serving.chat_page import create_page
+        from ingot.serving.chat_page import PageOptions, create_page
 
-        page = create_page(backend, _settings(recipe), recipe.generation.system_prompt, ANSWERS_AT_ONCE)
+        options = PageOptions(recipe.generation.system_prompt, ANSWERS_AT_ONCE)
+        page = create_page(backend, _settings(recipe), options)
         if recipe.run.host not in LOOPBACK:
             logger.warning("anyone who reaches %s can use this page; it asks for no password", recipe.run.host)
         logger.info("chat with %s at %s; Ctrl-C stops", backend.name, url_of(listener))

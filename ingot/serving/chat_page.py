@@ -1,16 +1,19 @@
 """The chat as a web page: Gradio over a backend, loading nothing from the network and sending nothing to it."""
 
+import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
+from pydantic import ValidationError  # noqa: E402
 from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
 
-from ingot.serving.backends import Backend, ChatError, Piece, Settings  # noqa: E402
+from ingot.serving.backends import Backend, ChatError, Pieces, Settings  # noqa: E402
 
 # The page may use what this server sends and nothing else: an answer that holds a script, or an image at another
 # address, cannot carry anything away.
@@ -18,32 +21,42 @@ POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
     "form-action 'self'; frame-ancestors 'self'"
 )
+MOST_WAITING = 64  # visitors' requests; more are told that the page is busy
 THEME = gr.themes.Soft(
     font=["system-ui", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"],
     font_mono=["ui-monospace", "Consolas", "monospace"],
 )
 
 
-def create_page(backend: Backend, settings: Settings, system: str | None, most_at_once: int) -> FastAPI:
-    """The page as an application to serve; `most_at_once` answers are written at the same time."""
+@dataclass(frozen=True)
+class PageOptions:
+    """What the page offers beside the settings of an answer."""
+
+    system_prompt: str | None = None
+    answers_at_once: int = 4  # written at the same time, over all visitors
+
+
+def create_page(backend: Backend, settings: Settings, options: PageOptions) -> FastAPI:
+    """The page as an application to serve."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(AddPolicy)
     return gr.mount_gradio_app(
-        app, build_page(backend, settings, system, most_at_once), path="/", ssr_mode=False, show_error=True,
+        app, build_page(backend, settings, options), path="/", ssr_mode=False, show_error=True,
         enable_monitoring=False, footer_links=["settings"], max_file_size=0, theme=THEME,
     )  # fmt: skip
 
 
-def build_page(backend: Backend, settings: Settings, system: str | None, most_at_once: int) -> gr.Blocks:
+def build_page(backend: Backend, settings: Settings, options: PageOptions) -> gr.Blocks:
     """Tabs for conversation and for raw completion, as far as the backend offers them."""
     with gr.Blocks(title=f"Ingot: {backend.name}", analytics_enabled=False, fill_height=True) as page:
         gr.Markdown(f"### {backend.name}")
         if not backend.raw:
             with gr.Tab("Chat"):
-                _chat_tab(backend, settings, system, most_at_once)
+                _chat_tab(backend, settings, options)
         if backend.completes:
             with gr.Tab("Raw completion"):
-                _completion_tab(backend, settings, most_at_once)
+                _completion_tab(backend, settings, options)
+    page.queue(max_size=MOST_WAITING, default_concurrency_limit=options.answers_at_once)
     return page
 
 
@@ -60,17 +73,22 @@ def _sliders(backend: Backend, settings: Settings) -> list[gr.Slider]:
     ]
 
 
-def _chat_tab(backend: Backend, settings: Settings, system: str | None, most_at_once: int) -> None:
+def _chat_tab(backend: Backend, settings: Settings, options: PageOptions) -> None:
     def answer(
-        message: str, history: list[dict[str, Any]], prompt: str, temperature: float, top_p: float, most: float
+        message: str,
+        history: list[dict[str, Any]],
+        system_prompt: str,
+        temperature: float,
+        top_p: float,
+        max_tokens: float,
     ) -> Iterator[str]:
         messages = [{"role": m["role"], "content": _text(m["content"])} for m in history]
         messages.append({"role": "user", "content": message})
-        if prompt.strip():
-            messages.insert(0, {"role": "system", "content": prompt})
-        yield from _growing(backend.reply(messages, _changed(settings, temperature, top_p, most)))
+        if system_prompt.strip():
+            messages.insert(0, {"role": "system", "content": system_prompt})
+        yield from _growing(backend.reply(messages, _changed(settings, temperature, top_p, max_tokens)))
 
-    prompt = gr.Textbox(system or "", label="System prompt", lines=2, render=False)
+    prompt = gr.Textbox(options.system_prompt or "", label="System prompt", lines=2, render=False)
     chatbot = gr.Chatbot(
         sanitize_html=True, allow_tags=False, allow_file_downloads=False, buttons=["copy", "copy_all"], scale=1,
         show_label=False, placeholder="Ask something.", render=False,
@@ -79,13 +97,13 @@ def _chat_tab(backend: Backend, settings: Settings, system: str | None, most_at_
         answer, chatbot=chatbot, additional_inputs=[prompt, *_sliders(backend, settings)],
         additional_inputs_accordion=gr.Accordion("System prompt and sampling", open=False, render=False),
         editable=True, flagging_mode="never", save_history=False, cache_examples=False,
-        concurrency_limit=most_at_once, analytics_enabled=False, api_name="chat",
+        concurrency_limit=options.answers_at_once, analytics_enabled=False, api_name="chat",
     )  # fmt: skip
 
 
-def _completion_tab(backend: Backend, settings: Settings, most_at_once: int) -> None:
-    def complete(text: str, temperature: float, top_p: float, most: float) -> Iterator[str]:
-        for continuation in _growing(backend.complete(text, _changed(settings, temperature, top_p, most))):
+def _completion_tab(backend: Backend, settings: Settings, options: PageOptions) -> None:
+    def complete(text: str, temperature: float, top_p: float, max_tokens: float) -> Iterator[str]:
+        for continuation in _growing(backend.complete(text, _changed(settings, temperature, top_p, max_tokens))):
             yield text + continuation
 
     if backend.raw:
@@ -97,25 +115,35 @@ def _completion_tab(backend: Backend, settings: Settings, most_at_once: int) -> 
     with gr.Accordion("Sampling", open=False):
         for slider in sliders:
             slider.render()
-    writing = go.click(complete, [text, *sliders], text, concurrency_limit=most_at_once, api_name="complete")
+    writing = go.click(
+        complete, [text, *sliders], text, concurrency_limit=options.answers_at_once, api_name="complete"
+    )
     stop.click(None, cancels=[writing], api_visibility="private")
 
 
-def _growing(pieces: Iterator[Piece]) -> Iterator[str]:
+def _growing(pieces: Pieces) -> Iterator[str]:
     """The answer so far, each time it grows; what goes wrong becomes a message on the page."""
     text = ""
     try:
-        for piece in pieces:
-            if piece.left_out:
-                gr.Info(f"The conversation is longer than the model can read: {piece.left_out} messages left out.")
-            text += piece.text
-            yield text
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                if piece.left_out:
+                    gr.Info(f"The conversation is longer than the model can read: {piece.left_out} messages left out.")
+                text += piece.text
+                if piece.text:
+                    yield text
     except ChatError as error:
         raise gr.Error(str(error), print_exception=False) from None
 
 
-def _changed(settings: Settings, temperature: float, top_p: float, most: float) -> Settings:
-    return settings.model_copy(update={"temperature": temperature, "top_p": top_p, "max_tokens": int(most)})
+def _changed(settings: Settings, temperature: float, top_p: float, max_tokens: float) -> Settings:
+    """Settings with the sliders' values, which a caller of the page's API may have set to anything."""
+    values = {"temperature": temperature, "top_p": top_p, "max_tokens": int(max_tokens)}
+    try:
+        return Settings.model_validate({**settings.model_dump(), **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise gr.Error(f"{first['loc'][0]}: {first['msg']}", print_exception=False) from None
 
 
 def _text(content: Any) -> str:

@@ -68,7 +68,10 @@ async def _read_body(http: Request) -> bytes:
 
 def _parse_json(body: bytes) -> Any:
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        tree = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        if rb"\u" in body:  # escapes can spell half a character, which is no text: this raises then
+            json.dumps(tree, ensure_ascii=False).encode("utf-8")
+        return tree
     except (ValueError, RecursionError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         raise ApiError(400, "validation", f"the request body is not valid JSON: {reason}") from None

@@ -8,9 +8,9 @@ from typing import TextIO
 
 from pydantic import ValidationError
 
-from ingot.recipe import InputError
+from ingot.recipe import InputError, nearest
 from ingot.recipe_yaml import apply_overrides
-from ingot.serving.backends import Backend, ChatError, Piece, Settings
+from ingot.serving.backends import Backend, ChatError, Piece, Pieces, Settings
 from ingot.serving.text import Message
 
 HELP = """\
@@ -95,11 +95,12 @@ class Terminal:
             self._write.write(text)
         answer = ""
         try:
-            for piece in pieces:
-                self._warn_left_out(piece)
-                answer += piece.text
-                self._write.write(CONTROL.sub("", piece.text))
-                self._write.flush()
+            with contextlib.closing(pieces):
+                for piece in pieces:
+                    self._warn_left_out(piece)
+                    answer += piece.text
+                    self._write.write(CONTROL.sub("", piece.text))
+                    self._write.flush()
         except KeyboardInterrupt:
             self._note(" (stopped)")
         except ChatError as error:
@@ -109,7 +110,7 @@ class Terminal:
         if answer:
             self._turns += [question, {"role": "assistant", "content": answer}]
 
-    def _reply(self, question: Message) -> Iterator[Piece]:
+    def _reply(self, question: Message) -> Pieces:
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         return self.backend.reply([*system, *self._turns, question], self.settings)
 
@@ -132,5 +133,7 @@ def changed(settings: Settings, text: str) -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
-            raise InputError(f"{name}: no such setting; there are {', '.join(Settings.model_fields)}") from None
+            match = nearest(name, set(Settings.model_fields))
+            hint = f"did you mean '{match}'?" if match else f"there are {', '.join(Settings.model_fields)}"
+            raise InputError(f"{name}: no such setting; {hint}") from None
         raise InputError(f"{name}: {first['msg'].lower()}, got {first['input']!r}") from None
