@@ -124,9 +124,16 @@ def _collect(folder: Path, work: Path, num_tasks: int) -> dict[str, Any]:
         totals = {key: sum(shard[key] for shard in shards) for key in ("documents", "bytes", "tokens")}
         splits[split] = {**totals, "shards": shards}
         if i:
-            parts = [work / f"{split}-{rank:05d}.jsonl" for rank in range(num_tasks)]
-            write_text(folder / f"{split}.jsonl", "".join(part.read_text(encoding="utf-8") for part in parts))
+            _join([work / f"{split}-{rank:05d}.jsonl" for rank in range(num_tasks)], folder / f"{split}.jsonl")
     return splits
+
+
+def _join(parts: list[Path], path: Path) -> None:
+    """One file from several, without holding them in memory."""
+    with open(path, "wb") as whole:
+        for part in parts:
+            with open(part, "rb") as file:
+                shutil.copyfileobj(file, whole)
 
 
 def _overlaps(folder: Path, summary: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -8,8 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class ShardWriter:
-    """Writes one shard; the files appear under their names only when it is closed without an error."""
+    """Writes one shard; the files appear under their names only when it is closed, whole."""
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype[Any]) -> None:
         self.folder, self.name, self.dtype = folder, name, dtype
@@ -54,14 +53,6 @@ class ShardWriter:
             else:
                 partial.unlink()
         return {"name": self.name, "documents": self.num_documents, "tokens": self.num_tokens, "bytes": self.num_bytes}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        for file, partial in zip((self.tokens, self.ends), self.partial, strict=True):
-            file.close()
-            partial.unlink(missing_ok=True)
 
 
 class TokenShards:

@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -72,14 +73,18 @@ def speech_rows(seed: int) -> Iterator[dict[str, Any]]:
 def speech_pairs(seed: int, held_out: set[str]) -> Iterator[dict[str, Any]]:
     """Preference rows: prompt, chosen, rejected, document, ...; held-out speeches are paired among themselves."""
     made = [(speech, exchanges(speech, seed)) for speech in load_speeches()]
-    sides = {side: [m for m in made if (m[0].identity in held_out) == side] for side in (False, True)}
+    answers: dict[tuple[bool, str], list[tuple[int, str]]] = {}  # (held out?, kind) -> (year, answer)
+    for speech, own in made:
+        for exchange in own:
+            answers.setdefault((speech.identity in held_out, exchange.kind), []).append((speech.year, exchange.answer))
     for speech, own in made:
         generator = random.Random(f"{seed}:{speech.identity}:pairs")
         for exchange in (e for e in own if e.kind != "century"):
-            rejected = _rejected(exchange.kind, speech.year, sides[speech.identity in held_out], generator)
+            others = answers[speech.identity in held_out, exchange.kind]
+            rejected = _rejected(speech.year, others, generator)
             if rejected is not None:
-                answers = {"chosen": exchange.answer, "rejected": rejected}
-                yield {"prompt": exchange.prompt, **answers, **_about(speech, exchange)}
+                both = {"chosen": exchange.answer, "rejected": rejected}
+                yield {"prompt": exchange.prompt, **both, **_about(speech, exchange)}
 
 
 def _about(speech: Speech, exchange: Exchange) -> dict[str, Any]:
@@ -87,15 +92,15 @@ def _about(speech: Speech, exchange: Exchange) -> dict[str, Any]:
     return {**about, "year": speech.year, "party": speech.party}
 
 
-def _rejected(kind: str, year: int, made: list[tuple[Speech, list[Exchange]]], generator: random.Random) -> str | None:
-    """An answer of the same kind from a speech of another time: at least FAR years away, or as far as there is."""
-    answers = [(abs(speech.year - year), e.answer) for speech, own in made for e in own if e.kind == kind]
-    farthest = max(distance for distance, _ in answers)
+def _rejected(year: int, answers: list[tuple[int, str]], generator: random.Random) -> str | None:
+    """An answer from another time: at least FAR years away, or as far as there is; None when all are of one year."""
+    farthest = max(abs(other - year) for other, _ in answers)
     if farthest == 0:
         return None
-    return generator.choice([answer for distance, answer in answers if distance >= min(FAR, farthest)])
+    return generator.choice([answer for other, answer in answers if abs(other - year) >= min(FAR, farthest)])
 
 
+@cache
 def load_speeches() -> list[Speech]:
     """The built-in speeches, cut into sentences, without stage directions."""
     speeches = []
