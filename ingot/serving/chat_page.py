@@ -10,7 +10,6 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
-from pydantic import ValidationError  # noqa: E402
 from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
 
 from ingot.serving.backends import Backend, ChatError, Pieces, Settings  # noqa: E402
@@ -137,13 +136,8 @@ def _growing(pieces: Pieces) -> Iterator[str]:
 
 
 def _changed(settings: Settings, temperature: float, top_p: float, max_tokens: float) -> Settings:
-    """Settings with the sliders' values, which a caller of the page's API may have set to anything."""
-    values = {"temperature": temperature, "top_p": top_p, "max_tokens": int(max_tokens)}
-    try:
-        return Settings.model_validate({**settings.model_dump(), **values})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise gr.Error(f"{first['loc'][0]}: {first['msg']}", print_exception=False) from None
+    """Settings with the values of the sliders, whose bounds Gradio has checked."""
+    return settings.model_copy(update={"temperature": temperature, "top_p": top_p, "max_tokens": int(max_tokens)})
 
 
 def _text(content: Any) -> str:

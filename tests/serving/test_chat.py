@@ -15,8 +15,10 @@ import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from serving_helpers import HTTP, Script, serving_app
+from starlette.testclient import TestClient
 
 from ingot.recipe import InputError, build_recipe
+from ingot.serving import chat
 from ingot.serving.backends import ChatError, LocalBackend, Piece, Pieces, RemoteBackend, Settings
 from ingot.serving.chat import ChatRecipe, chat_folder, run
 from ingot.serving.chat_page import PageOptions, build_page, create_page
@@ -215,20 +217,55 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
         run(recipe(tmp_path / "nothing", tmp_path))
 
 
-def test_through_a_pipe(model_path: Path, tmp_path: Path) -> None:
-    (tmp_path / "chat.yaml").write_text(f"model: {{path: {model_path}}}\nrun: {{dir: {tmp_path}}}\n")
-    command = [
-        sys.executable,
-        "scripts/chat.py",
-        "--config",
-        str(tmp_path / "chat.yaml"),
-        "--generation.temperature=0",
-    ]
+def test_through_a_pipe(url: str, tmp_path: Path) -> None:
+    (tmp_path / "chat.yaml").write_text(f"run: {{dir: {tmp_path}, url: '{url}'}}\n")
+    command = [sys.executable, "scripts/chat.py", "--config", str(tmp_path / "chat.yaml"), "--generation.max_tokens=5"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, input=b"Hello \xff\n", capture_output=True, cwd=ROOT, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().endswith("\n")
     assert b"/help lists the commands" in done.stderr
+
+
+class Keyboard(io.StringIO):
+    """A standard input that is a terminal."""
+
+    def isatty(self) -> bool:
+        """It is."""
+        return True
+
+
+def test_at_a_terminal_ctrl_c_keeps_and_ctrl_d_leaves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = iter(["one", KeyboardInterrupt, "two", EOFError])
+
+    def type_line(prompt: str) -> str:
+        key = next(typed)
+        if isinstance(key, str):
+            return key
+        raise key
+
+    monkeypatch.setattr("builtins.input", type_line)
+    output = io.StringIO()
+    Terminal(Echo(), GREEDY, None, Keyboard(), output).run()
+    assert output.getvalue() == "you said one\nyou said two\n\n"
+    assert "/exit or Ctrl-D leaves" in capsys.readouterr().err
+
+
+def test_run_serves_the_page(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: list[str] = []
+
+    def serve_app(app: Any, listener: Any) -> None:
+        with TestClient(app) as client:
+            pages.append(client.get("/").text)
+
+    monkeypatch.setattr(chat, "serve_app", serve_app)
+    assert run(recipe(model_path, tmp_path, web=True, host="0.0.0.0", port=0)) == {"model": "tiny"}
+    assert "Ingot: tiny" in pages[0]
+    log = (tmp_path / "log.txt").read_text()
+    assert "chat with tiny at http://127.0.0.1:" in log
+    assert "anyone who reaches 0.0.0.0 can use this page" in log
 
 
 @contextmanager
@@ -258,9 +295,22 @@ def test_the_page_streams(page: str, loaded: LoadedModel, engine: EmbeddedEngine
         assert all(answer.startswith(part) for part in job.outputs())
         completed = client.predict("The cat", 0.0, 0.95, 10, api_name="/complete")
         assert completed + "\n" == talk(LocalBackend(loaded, engine, raw=True), "The cat")
-        for temperature in (-3.0, float("nan")):
-            with pytest.raises((AppError, ValueError)):
-                client.predict("Hello", "", temperature, 0.95, 10, api_name="/chat")
+        with pytest.raises(AppError, match="less than minimum"):
+            client.predict("Hello", "", -3.0, 0.95, 10, api_name="/chat")
+
+
+def test_the_page_remembers_the_conversation() -> None:
+    echo = Echo()
+    page = create_page(echo, GREEDY, PageOptions())
+    with serving_app(page) as address, visiting(address) as client:
+        for text in ("one", "two"):
+            client.predict(text, "Be kind.", 0.0, 0.95, 10, api_name="/chat")
+    assert echo.seen[1] == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "you said one"},
+        {"role": "user", "content": "two"},
+    ]
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_runs_nothing_from_answers(page: str) -> None:

@@ -258,3 +258,37 @@ def test_a_client_that_leaves_frees_its_place(
     assert post(scripted_url, "/generate").status_code == 200
     assert scripted_engine.stats().cancelled == 1
     assert scripted_engine.stats().active == 0
+
+
+def test_a_quiet_stream_is_kept_open(
+    scripted_url: str, script: Script, say: Callable[[str], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingot.serving.exchange.KEEP_ALIVE_SECONDS", 0.02)
+    say("one two")
+    script.gate.clear()
+    with HTTP.stream("POST", scripted_url + "/generate_stream", json={"inputs": "Hello"}) as reply:
+        lines = reply.iter_lines()
+        assert next(lines).startswith("data:")
+        assert [next(lines) for _ in range(3)] == ["", ":", ""]
+        script.gate.set()
+        assert any('"generated_text":"one two"' in line for line in lines)
+
+
+def test_a_mistake_of_the_server_is_told_without_details(
+    scripted_url: str, scripted_engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripted_engine.loaded.codec, "encode", lambda text: 1 / 0)
+    reply = post(scripted_url, "/generate")
+    assert reply.status_code == 500
+    assert reply.json() == {"error": "the server made a mistake; its log has the details", "error_type": "internal"}
+
+
+def test_while_it_shuts_down_it_says_so(scripted_url: str, scripted_engine: EmbeddedEngine) -> None:
+    scripted_engine.close()
+    assert post(scripted_url, "/generate").status_code == 503
+    assert HTTP.get(scripted_url + "/health").status_code == 503
+
+
+def test_alternatives_travel_with_the_stream(url: str) -> None:
+    frames = events_of(post(url, "/generate_stream", top_n_tokens=3, max_new_tokens=2).text)
+    assert [len(frame["top_tokens"]) for frame in frames] == [3, 3]
