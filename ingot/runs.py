@@ -203,7 +203,7 @@ def check_inputs(recipe: Recipe) -> None:
 
 def _input_problem(recipe: Recipe, path: Path, marker: StageFolder) -> str | None:
     if (path / MANIFEST).is_file() or (
-        marker.hub and any((path / f / "config.json").is_file() for f in (".", "model"))
+        marker.hub and any((path / f).is_file() for f in ("config.json", "model/config.json", "tokenizer.json"))
     ):
         return None
     stage = path.name if path.name in marker.stages else marker.stages[0]

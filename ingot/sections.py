@@ -16,7 +16,7 @@ FilePath = Annotated[Path, Field(strict=False)]
 
 @dataclass(frozen=True)
 class StageFolder:
-    """Marks a path key as the output of one of `stages`; `hub=True` also takes any folder with a model in it."""
+    """Marks a path key as the output of one of `stages`; `hub=True` also takes any model or tokenizer folder."""
 
     stages: tuple[str, ...]
     hub: bool = False

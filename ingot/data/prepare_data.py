@@ -58,7 +58,7 @@ def run(recipe: DataRecipe) -> dict[str, Any]:
 
 
 def _read_tokenizer(data: DataSection) -> tuple[int, int]:
-    """The id of the token that ends a document, and the number of entries."""
+    """The id of the token that ends a document, and the number of ids."""
     from tokenizers import Tokenizer
 
     path = data.tokenizer / "tokenizer.json"
@@ -73,7 +73,7 @@ def _read_tokenizer(data: DataSection) -> tuple[int, int]:
     end_id = tokenizer.token_to_id(name)
     if end_id is None:
         raise InputError(f"data.end_of_document: the tokenizer in {data.tokenizer} has no {name}; name a token it has")
-    return end_id, tokenizer.get_vocab_size()
+    return end_id, max(tokenizer.get_vocab().values()) + 1
 
 
 def _warn_of_other_documents(recipe: DataRecipe) -> None:

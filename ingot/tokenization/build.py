@@ -76,6 +76,7 @@ def save_tokenizer(tokenizer: "Tokenizer", folder: Path, pre_tokenizer: PreToken
         "additional_special_tokens": [TURN_START, TURN_END],
         "clean_up_tokenization_spaces": False,
         "padding_side": "right",
+        "model_input_names": ["input_ids", "attention_mask"],
         "chat_template": CHAT_TEMPLATE,
     }
     write_json(folder / "tokenizer_config.json", config)

@@ -239,3 +239,38 @@ def test_the_quick_start_corpus_is_held_out_from_all_eras(tmp_path: Path, one_pr
     assert held_out[0] < 1810
     assert held_out[-1] > 2010
     assert max(b - a for a, b in pairwise(held_out)) <= 32
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("name", "dtype"), [("qwen3", np.uint32), ("gpt2", np.uint16)])
+def test_any_tokenizer_folder_will_do(tmp_path: Path, prepare: Prepare, name: str, dtype: Any) -> None:
+    tokenizer_folder = Path(__file__).parents[3] / "shared/data/tokenizers" / name
+    if not tokenizer_folder.is_dir():
+        pytest.skip(f"{tokenizer_folder} is not there")
+    path = write_jsonl(tmp_path / "a.jsonl", make_rows(8))
+    folder, _ = prepare([{"path": str(path)}], tokenizer=str(tokenizer_folder))
+    shards = TokenShards(folder, "train")
+    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    assert shards.files[0].dtype == dtype
+    assert shards.end_of_document == tokenizer.token_to_id("<|endoftext|>") == shards.document(0)[-1]
+    assert sorted(texts(folder, "train", tokenizer_folder)) == sorted(row["text"] for row in make_rows(8))
+
+
+def test_the_end_of_a_document_is_the_eos_token_of_other_tokenizers(
+    tmp_path: Path, prepare: Prepare, tokenizer_folder: Path
+) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(
+        (tokenizer_folder / "tokenizer.json").read_text().replace("endoftext", "eos")
+    )
+    path = write_jsonl(tmp_path / "a.jsonl", make_rows(3))
+    with pytest.raises(
+        InputError, match=r"data\.end_of_document: the tokenizer in .* has no <\|endoftext\|>; name a tok"
+    ):
+        prepare([{"path": str(path)}], tokenizer=str(folder))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|eos|>"}}')
+    made, _ = prepare([{"path": str(path)}], tokenizer=str(folder))
+    assert TokenShards(made, "train").end_of_document == 0
+    made, _ = prepare([{"path": str(path)}], "named", tokenizer=str(folder), end_of_document="<|im_end|>")
+    assert TokenShards(made, "train").end_of_document == 2

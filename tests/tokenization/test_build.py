@@ -42,6 +42,7 @@ def test_the_folder_suits_old_and_new_readers(folders: dict[str, Path]) -> None:
     config = json.loads((folders["llama-bpe"] / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert config["pre_tokenizer"] == "llama-bpe"
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]  # transformers 4 would add token_type_ids
     assert config["chat_template"] == CHAT_TEMPLATE == (folders["llama-bpe"] / "chat_template.jinja").read_text()
 
 
