@@ -179,14 +179,13 @@ def start(link: Link, request: Request) -> int:
         number = ["--num_processes", str(request.num_processes)] if request.num_processes else []
         words = ["-m", "accelerate.commands.launch", "--config_file", request.launch, *number, *words]
     child = subprocess.Popen([sys.executable, *words], start_new_session=True, preexec_fn=_end_with_parent)
-    previous = {
-        n: signal.signal(n, lambda number, _: _pass_on(child, number)) for n in (signal.SIGINT, signal.SIGTERM)
-    }
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(n, lambda number, _: _pass_on(child, number)) for n in signals]
     try:
         code = child.wait()
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for which, handler in zip(signals, previous, strict=True):
+            signal.signal(which, handler)
     return 128 - code if code < 0 else code
 
 
@@ -228,7 +227,7 @@ def headline(stage: str, results: dict[str, Any]) -> str:
         "pretrain": "{parameters:,} parameters, held-out loss {heldout_loss:.3f}",
         "sft": "held-out loss {loss_before:.3f} -> {loss_after:.3f} on {validation_rows} rows",
         "dpo": "held-out margin {margin_before:.3f} -> {margin_after:.3f} on {validation_rows} pairs",
-        "evaluate": "{base[bits_per_byte]:.3f} bits per byte; xz {xz[bits_per_byte]:.2f}, bz2 {bz2[bits_per_byte]:.2f}",
+        "evaluate": "{base[bits_per_byte]:.3f} bits per byte (xz {xz[bits_per_byte]:.2f})",
         "export": "{path}",
     }
     return texts[stage].format(**results)

@@ -175,7 +175,7 @@ def _sync(path: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that `write_checksums` recorded, naming the first bad file; None when it is whole."""
+    """What is wrong with a folder that `write_checksums` recorded: the first bad file; None when it is whole."""
     if not (folder / CHECKSUMS).is_file():
         return f"{folder / CHECKSUMS} is missing"
     for name, recorded in read_json(folder / CHECKSUMS).items():

@@ -165,12 +165,19 @@ class IngotConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = _field(None, "last token of a text, or several")
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._refuse_unknown(kwargs)
-        problems = [*self._given_problems(kwargs)]
+        doubts = [*self._unknown(kwargs), *self._ignored()]
+        problems = [*self._unreadable(kwargs)]
         self._fill_defaults()
+        doubts += [*_unused_window(self)]
         problems += [*self._problems()]
-        if problems:
-            raise ValueError("; ".join(problems))
+        if self.transformers_version is not None and doubts:
+            # A saved file: another version may have written more, and Qwen3's files name windows that are off.
+            logger.warning(f"{'; '.join(doubts)} (accepted: the file is of transformers {self.transformers_version})")
+            doubts = []
+        if doubts + problems:
+            raise ValueError("; ".join(doubts + problems))
+        if not self.use_sliding_window:
+            self.sliding_window = None
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
             self.rope_parameters = None  # type: ignore[assignment]  # upstream fills it for every model
@@ -187,29 +194,26 @@ class IngotConfig(PreTrainedConfig):
         if problems:
             raise ValueError("; ".join(problems))
 
-    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+    def _unknown(self, kwargs: dict[str, Any]) -> Iterator[str]:
+        """Misspelt keywords, which transformers would keep as attributes that nothing reads."""
         declared = {field.name for field in dataclasses.fields(self)}
-        unknown = sorted(set(kwargs) - _COMMON_KEYWORDS - declared)
-        if not unknown:
-            return
-        messages = []
-        for name in unknown:
+        for name in sorted(set(kwargs) - _COMMON_KEYWORDS - declared):
             near = difflib.get_close_matches(name, declared | _COMMON_KEYWORDS, n=1)
-            messages.append(f"{name}: no such field of IngotConfig" + (f"; did you mean '{near[0]}'?" if near else ""))
-        if self.transformers_version is None:
-            raise ValueError("; ".join(messages))
-        # A saved file: the version of transformers that wrote it may know more attributes than this one.
-        logger.warning(
-            "; ".join(messages) + f" (kept from a file written by transformers {self.transformers_version})"
-        )
+            yield f"{name}: no such field of IngotConfig" + (f"; did you mean '{near[0]}'?" if near else "")
 
-    def _given_problems(self, kwargs: dict[str, Any]) -> Iterator[str]:
-        """What can only be seen before the defaults are filled in."""
+    def _ignored(self) -> Iterator[str]:
+        """Values that say nothing while another field is as it is; to be read before the defaults are filled in."""
+        if self.sliding_window is not None and not self.use_sliding_window:
+            yield f"sliding_window is {self.sliding_window} but use_sliding_window is false: set it to true"
+        for name in ("num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"):
+            if getattr(self, name) and self.num_experts == 0:
+                yield f"{name} is {getattr(self, name)} but num_experts is 0"
+
+    def _unreadable(self, kwargs: dict[str, Any]) -> Iterator[str]:
+        """Widths and rotary parameters that cannot be made sense of; to be read before the defaults are filled in."""
         heads, width = self.num_attention_heads, self.hidden_size
         if self.head_dim is None and heads > 0 and width % heads:
             yield f"num_attention_heads {heads} does not divide hidden_size {width}: change one, or set head_dim"
-        if self.sliding_window is not None and not self.use_sliding_window:
-            yield f"sliding_window is {self.sliding_window} but use_sliding_window is false: set it to true"
         rope = {key: kwargs[key] for key in ("rope_theta", "rope_scaling") if kwargs.get(key) is not None}
         if self.rope_parameters:
             rope["rope_parameters"] = self.rope_parameters
@@ -221,10 +225,6 @@ class IngotConfig(PreTrainedConfig):
         if kwargs.get("partial_rotary_factor") is not None:
             yield "partial_rotary_factor: Ingot rotates whole heads; leave it out"
         yield from _rope_problems(inside)
-        if self.num_experts == 0:
-            for name in ("num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"):
-                if getattr(self, name):
-                    yield f"{name} is {getattr(self, name)} but num_experts is 0"
 
     def _fill_defaults(self) -> None:
         if self.num_key_value_heads is None:
@@ -317,7 +317,10 @@ def _sliding_problems(config: IngotConfig, layer_types: list[str]) -> Iterator[s
         yield "layer_types has 'sliding_attention' but use_sliding_window is false"
     if config.use_sliding_window and (config.sliding_window is None or config.sliding_window < 1):
         yield "use_sliding_window needs sliding_window, the number of tokens a sliding layer sees"
-    if config.use_sliding_window and not slides:
+
+
+def _unused_window(config: IngotConfig) -> Iterator[str]:
+    if config.use_sliding_window and "sliding_attention" not in config.layer_types:
         yield (
             f"use_sliding_window is true but no layer slides: lower max_window_layers ({config.max_window_layers}) "
             "or name them in layer_types"

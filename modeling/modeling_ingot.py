@@ -32,7 +32,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_u
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_ingot import IngotConfig
 
@@ -101,17 +101,17 @@ class IngotRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cos and sin for `rotate`, (B, 1, T, W) each, to be broadcast over heads."""
+        """Return cos and sin for `rotate`, (B, T, W) each."""
         inv_freq = self.inv_freq.to(device=hidden_states.device, dtype=torch.float)
-        angles = position_ids[:, None, :, None].float() * inv_freq  # (B, 1, T, W / 2)
+        angles = position_ids[..., None].float() * inv_freq  # (B, T, W / 2)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         dtype = compute_dtype(hidden_states)
         return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn the pairs (i, i + W / 2) of (B, heads, T, W) by their angles; the first half of `sin` is negative."""
-    return states * cos + states.roll(states.shape[-1] // 2, dims=-1) * sin
+    """Turn the pairs (i, i + W / 2) of (B, T, heads, W) by their angles; the first half of `sin` is negative."""
+    return states * cos[:, :, None] + states.roll(states.shape[-1] // 2, dims=-1) * sin[:, :, None]
 
 
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -221,10 +221,9 @@ class IngotAttention(nn.Module):
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)  # (B, K, T, W)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key = query.transpose(1, 2), key.transpose(1, 2)
         if position_embeddings is not None:
-            cos, sin = position_embeddings
-            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
@@ -322,13 +321,14 @@ class IngotSparseMoeBlock(nn.Module):
             self.shared_expert = IngotMLP(config, config.shared_expert_intermediate_size)
             self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mixture, shaped as its input (B, T, D), and the router's logits (N, E)."""
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])  # (N, D)
-        _, weights, chosen = self.gate(flat)
+        router_logits, weights, chosen = self.gate(flat)
         output = self.experts(flat, chosen, weights)
         if self.shared_expert is not None:
             output = output + self.shared_expert_gate(flat).sigmoid() * self.shared_expert(flat)
-        return output.view(hidden_states.shape)
+        return output.view(hidden_states.shape), router_logits
 
 
 def load_balancing_loss(
@@ -364,8 +364,8 @@ class IngotDecoderLayer(GradientCheckpointingLayer):
         self.pre_norm = config.norm_position == "pre"
         self.residual_dropout = config.residual_dropout
         self.self_attn = IngotAttention(config, layer_idx)
-        sparse = config.is_sparse_layer(layer_idx)
-        self.mlp = IngotSparseMoeBlock(config) if sparse else IngotMLP(config, config.intermediate_size)
+        self.is_sparse = config.is_sparse_layer(layer_idx)
+        self.mlp = IngotSparseMoeBlock(config) if self.is_sparse else IngotMLP(config, config.intermediate_size)
         if self.pre_norm:
             self.input_layernorm = build_norm(config, width)
             self.post_attention_layernorm = build_norm(config, width)  # before the feed-forward: Qwen3's name
@@ -380,7 +380,8 @@ class IngotDecoderLayer(GradientCheckpointingLayer):
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return hidden states (B, T, D); a sparse layer also its router's logits (N, E)."""
         attended = self.input_layernorm(hidden_states) if self.pre_norm else hidden_states
         attended, _ = self.self_attn(
             attended,
@@ -391,9 +392,16 @@ class IngotDecoderLayer(GradientCheckpointingLayer):
         )
         hidden_states = hidden_states + self._drop(attended)
         if self.pre_norm:
-            return hidden_states + self._drop(self.mlp(self.post_attention_layernorm(hidden_states)))
-        hidden_states = self.post_attention_layernorm(hidden_states)
-        return self.post_feedforward_layernorm(hidden_states + self._drop(self.mlp(hidden_states)))
+            update, router_logits = self._feed_forward(self.post_attention_layernorm(hidden_states))
+            hidden_states = hidden_states + self._drop(update)
+        else:
+            hidden_states = self.post_attention_layernorm(hidden_states)
+            update, router_logits = self._feed_forward(hidden_states)
+            hidden_states = self.post_feedforward_layernorm(hidden_states + self._drop(update))
+        return hidden_states if router_logits is None else (hidden_states, router_logits)
+
+    def _feed_forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.mlp(hidden_states) if self.is_sparse else (self.mlp(hidden_states), None)
 
     def outputs(self) -> Iterator[nn.Linear]:
         """The dense projections whose results are added to the residual stream."""
@@ -425,7 +433,6 @@ class IngotPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {
-        "router_logits": OutputRecorder(IngotTopKRouter, index=0),
         "hidden_states": IngotDecoderLayer,
         "attentions": IngotAttention,
     }
@@ -487,6 +494,7 @@ class IngotModel(IngotPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
@@ -509,8 +517,9 @@ class IngotModel(IngotPreTrainedModel):
         backend = self.config._attn_implementation
         if past_key_values is None and prefers_eager(self.config, hidden_states):
             backend, masks = "eager", {kind: additive_mask(mask, hidden_states) for kind, mask in masks.items()}
+        router_logits: list[torch.Tensor] = []
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
-            hidden_states = layer(
+            output = layer(
                 hidden_states,
                 attention_mask=masks[layer_type],
                 position_embeddings=position_embeddings,
@@ -520,8 +529,13 @@ class IngotModel(IngotPreTrainedModel):
                 attn_implementation=backend,
                 **kwargs,
             )
+            hidden_states, *routed = output if isinstance(output, tuple) else (output,)
+            router_logits += routed
+        wanted = self.config.output_router_logits if output_router_logits is None else output_router_logits
         return MoeModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
+            last_hidden_state=self.norm(hidden_states),
+            past_key_values=past_key_values if use_cache else None,
+            router_logits=tuple(router_logits) if wanted and router_logits else None,
         )
 
     def _refuse_unsupported(self, num_tokens: int) -> None:
@@ -744,7 +758,6 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
             rows = rows[:, -hidden_states.shape[1] :] if isinstance(rows, torch.Tensor) and rows.dim() == 2 else None
             aux_loss = load_balancing_loss(outputs.router_logits, self.config.num_experts_per_tok, rows)
             if loss is not None and shift_labels is not None:
-                self._refuse_reentrant_checkpointing(aux_loss)
                 # one micro-batch of several adds its share of labels, so that the whole step adds the coefficient
                 share = 1.0 if num_items_in_batch is None else (shift_labels != -100).sum() / num_items_in_batch
                 loss = loss + self.config.router_aux_loss_coef * share * aux_loss.to(loss.device)
@@ -813,11 +826,6 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
 
     def _chunk_bytes(self) -> int:
         return CHUNK_BYTES.get(self.lm_head.weight.device.type, CHUNK_BYTES["cpu"])
-
-    def _refuse_reentrant_checkpointing(self, aux_loss: torch.Tensor) -> None:
-        checkpointed = self.training and torch.is_grad_enabled() and self.model.layers[0].gradient_checkpointing
-        if checkpointed and not aux_loss.requires_grad:
-            raise ValueError("the load-balancing loss needs gradient checkpointing with use_reentrant false")
 
     def _wants_balance(self, asked: bool | None, shift_labels: torch.Tensor | None) -> bool:
         """Router logits are wanted when asked for, and for the load-balancing loss of a training step."""

@@ -40,7 +40,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self,
         params: Iterable[dict[str, Any]],
         lr: float,
-        momentum: float = 0.95,
+        momentum: float = 0.9,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         dtype: torch.dtype = torch.bfloat16,

@@ -145,6 +145,7 @@ def optimizer_for(recipe: PretrainRecipe, arguments: TrainingArguments) -> tuple
     kwargs = {
         "weight_decay": arguments.weight_decay,
         "lr": arguments.learning_rate,
+        "momentum": arguments.adam_beta1,
         "betas": (arguments.adam_beta1, arguments.adam_beta2),
         "eps": arguments.adam_epsilon,
         "dtype": torch.bfloat16 if arguments.bf16 else torch.float32,

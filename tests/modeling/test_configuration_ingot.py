@@ -76,7 +76,7 @@ def test_wrong_types_are_refused_by_name(config: Make, wrong: dict[str, Any]) ->
 
 
 def test_all_problems_come_at_once(config: Make) -> None:
-    with pytest.raises(ValueError, match="num_attention_heads 5.*sliding_window is 8.*hidden_act is 'sillu'"):
+    with pytest.raises(ValueError, match="sliding_window is 8.*num_attention_heads 5.*hidden_act is 'sillu'"):
         config(num_attention_heads=5, num_key_value_heads=None, sliding_window=8, hidden_act="sillu")
 
 

@@ -195,10 +195,6 @@ def test_gradient_checkpointing_changes_no_gradient(
     loss, expected = loss_and_gradients(model, input_ids=ids, labels=ids)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     assert all(layer.gradient_checkpointing for layer in model.model.layers)
-    if reentrant and model.config.num_experts:  # it would drop the gradient of the load-balancing loss
-        with pytest.raises(ValueError, match="use_reentrant false"):
-            model(ids, labels=ids)
-        return
     again, gradients = loss_and_gradients(model, input_ids=ids, labels=ids)
     torch.testing.assert_close(again, loss)
     assert gradients.keys() == expected.keys()
