@@ -7,7 +7,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+
+MAX_DEPTH = 30
 
 
 class InputError(ValueError):
@@ -45,11 +47,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, source: str) -> Any:
     """One YAML 1.2 document as plain values: `no` is text, `1e-3` a number; aliases and doubled keys are refused."""
     try:
+        depth = 0
         for event in _yaml().parse(text):
+            line = event.start_mark.line + 1
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise InputError(f"{source}, line {line}: not valid YAML for a recipe: nested more than {MAX_DEPTH} deep")
             if isinstance(event, AliasEvent):
-                raise InputError(
-                    f"{source}, line {event.start_mark.line + 1}: aliases are not supported; write the value out"
-                )
+                raise InputError(f"{source}, line {line}: aliases are not supported; write the value out")
         return _yaml().load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

@@ -27,15 +27,21 @@ def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
         )
     if num_processes() == 1:
         _use_one_gpu()
-    values = dict(training)
-    if not values.get("use_cpu") and not has_gpu():
-        values["use_cpu"] = True
-    if values.get("use_cpu"):
+    on_cpu = bool(training.get("use_cpu")) or not has_gpu()
+    if on_cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
-        os.environ["ACCELERATE_USE_CPU"] = "true"
+        os.environ["ACCELERATE_USE_CPU"] = str(not uses_deepspeed()).lower()
     if num_processes() > 1:
-        _join_processes(bool(values.get("use_cpu")))
-    return values
+        _join_processes(on_cpu)
+    if not on_cpu:
+        return dict(training)
+    # told to use the CPU, accelerate drops DeepSpeed without a word and trains as DDP
+    return {**training, "use_cpu": False, "ddp_backend": "gloo"} if uses_deepspeed() else {**training, "use_cpu": True}
+
+
+def uses_deepspeed() -> bool:
+    """Whether this process was launched with a DeepSpeed file of accelerate_configs/."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def has_gpu() -> bool:
@@ -58,15 +64,19 @@ def _use_one_gpu() -> None:
         )  # fmt: skip
 
 
-def _join_processes(use_cpu: bool) -> None:
+def _join_processes(on_cpu: bool) -> None:
     """Forms the process group and checks that it is as large as the launcher says."""
     from accelerate import PartialState
 
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+    if uses_deepspeed():
         import deepspeed
 
-        deepspeed.init_distributed(dist_backend="gloo" if use_cpu else "nccl")
-    found = int(PartialState(cpu=use_cpu).num_processes)  # type: ignore[has-type]
+        backend = "gloo" if on_cpu else "nccl"
+        deepspeed.init_distributed(dist_backend=backend)
+        state = PartialState(backend=backend)
+    else:
+        state = PartialState(cpu=on_cpu)
+    found = int(state.num_processes)  # type: ignore[has-type]
     if found != num_processes():
         raise InputError(
             f"{num_processes()} processes were started but each trains alone ({found} in its group); "
