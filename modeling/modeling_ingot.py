@@ -32,7 +32,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_u
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_ingot import IngotConfig
 
@@ -380,8 +380,8 @@ class IngotDecoderLayer(GradientCheckpointingLayer):
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return hidden states (B, T, D); a sparse layer also its router's logits (N, E)."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return hidden states (B, T, D) and, of a sparse layer, the router's logits (N, E)."""
         attended = self.input_layernorm(hidden_states) if self.pre_norm else hidden_states
         attended, _ = self.self_attn(
             attended,
@@ -398,7 +398,7 @@ class IngotDecoderLayer(GradientCheckpointingLayer):
             hidden_states = self.post_attention_layernorm(hidden_states)
             update, router_logits = self._feed_forward(hidden_states)
             hidden_states = self.post_feedforward_layernorm(hidden_states + self._drop(update))
-        return hidden_states if router_logits is None else (hidden_states, router_logits)
+        return hidden_states, router_logits
 
     def _feed_forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         return self.mlp(hidden_states) if self.is_sparse else (self.mlp(hidden_states), None)
@@ -433,6 +433,7 @@ class IngotPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {
+        "router_logits": OutputRecorder(IngotDecoderLayer, index=1),  # the layer's, so that its gradient survives
         "hidden_states": IngotDecoderLayer,
         "attentions": IngotAttention,
     }
@@ -494,7 +495,6 @@ class IngotModel(IngotPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        output_router_logits: bool | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
@@ -517,9 +517,8 @@ class IngotModel(IngotPreTrainedModel):
         backend = self.config._attn_implementation
         if past_key_values is None and prefers_eager(self.config, hidden_states):
             backend, masks = "eager", {kind: additive_mask(mask, hidden_states) for kind, mask in masks.items()}
-        router_logits: list[torch.Tensor] = []
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
-            output = layer(
+            hidden_states, _ = layer(
                 hidden_states,
                 attention_mask=masks[layer_type],
                 position_embeddings=position_embeddings,
@@ -529,13 +528,8 @@ class IngotModel(IngotPreTrainedModel):
                 attn_implementation=backend,
                 **kwargs,
             )
-            hidden_states, *routed = output if isinstance(output, tuple) else (output,)
-            router_logits += routed
-        wanted = self.config.output_router_logits if output_router_logits is None else output_router_logits
         return MoeModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values if use_cache else None,
-            router_logits=tuple(router_logits) if wanted and router_logits else None,
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
 
     def _refuse_unsupported(self, num_tokens: int) -> None:
