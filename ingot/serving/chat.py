@@ -78,6 +78,8 @@ def run(recipe: ChatRecipe) -> dict[str, Any]:
 
     Raises: InputError when the model cannot be loaded, or the server or the port not be reached.
     """
+    if recipe.run.url is None:
+        check_inputs(recipe)
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_file(recipe.run.dir))
         if recipe.run.web:
@@ -114,7 +116,6 @@ def open_backend(recipe: ChatRecipe) -> Iterator[Backend]:
             logger.info("talking to %s; model.path (%s) is not loaded", options.url, section.path)
         yield RemoteBackend(options.url, options.api_key or os.environ.get(KEY_VARIABLE), options.model_name)
         return
-    check_inputs(recipe)
     assert section.path is not None
     from ingot.serving.engine import EmbeddedEngine
     from ingot.serving.loading import load_model
