@@ -43,9 +43,6 @@ class AdapterModel(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="type of the loaded and of the saved weights; bf16 autocast is training.bf16"
     )
-    attn_implementation: str | None = Field(
-        default=None, description="eager, sdpa (the default), flash_attention_2, ...; must isolate packed rows"
-    )
 
     def problems(self) -> Iterator[str]:
         """Adapter keys that the chosen adapter would ignore."""
@@ -90,21 +87,13 @@ def quantization_config(section: AdapterModel) -> BitsAndBytesConfig | None:
 def load_start_model(folder: Path, section: AdapterModel, device: torch.device) -> PreTrainedModel:
     """The model in a Hub-format folder: on the CPU, or in 4 bits on `device` for qlora.
 
-    Raises: InputError when the folder does not hold every weight, or the attention implementation is not there.
+    Raises: InputError when the folder does not hold every weight.
     """
     import torch
 
-    model = (
-        _load_in_4_bits(folder, section, device)
-        if section.adapter == "qlora"
-        else load_model(folder, dtype=getattr(torch, section.dtype))
-    )
-    if section.attn_implementation is not None:
-        try:
-            model.set_attn_implementation(section.attn_implementation)
-        except (ImportError, ValueError) as error:
-            raise InputError(f"model.attn_implementation: {str(error).splitlines()[0]}") from None
-    return model
+    if section.adapter == "qlora":
+        return _load_in_4_bits(folder, section, device)
+    return load_model(folder, dtype=getattr(torch, section.dtype))
 
 
 def _load_in_4_bits(folder: Path, section: AdapterModel, device: torch.device) -> PreTrainedModel:

@@ -27,11 +27,18 @@ from ingot.planning.flops import training_flops_per_token
 from ingot.recipe import InputError
 from ingot.runs import get_logger, is_main_process, model_folder, num_processes, read_json, write_json
 from ingot.tokenization.chat_template import stop_token_ids
-from ingot.training.adapters import AdapterModel, adapter_in_float32, check_equal, merge_adapter, probe_logits
+from ingot.training.adapters import (
+    TOLERANCE,
+    AdapterModel,
+    adapter_in_float32,
+    check_equal,
+    merge_adapter,
+    probe_logits,
+)
 from ingot.training.callbacks import MetricsCallback, StopOnNonFinite, StopOnSignal, Throughput
 from ingot.training.checkpoints import SafeCheckpoints, newest_checkpoint
 from ingot.training.encoding import Example
-from ingot.training.heldout import answer_log_probs, mean_loss
+from ingot.training.heldout import answer_log_probs, mean_loss, packing_leak
 from modeling import IngotForCausalLM
 
 logger = get_logger(__name__)
@@ -118,9 +125,39 @@ def training_arguments(config_class: type[Any], values: dict[str, Any], run_dir:
     if getattr(start.config, "router_aux_loss_coef", 0.0) is None:
         values.setdefault("router_aux_loss_coef", 0.0)
     try:
-        return config_class(**values)
+        args = config_class(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"training: {error}") from error
+    _refuse_sharded(args)
+    return args
+
+
+def _refuse_sharded(args: TrainingArguments) -> None:
+    """Measuring, merging and saving here need the whole model on a process."""
+    plugin = args.deepspeed_plugin
+    zero3 = plugin is not None and plugin.deepspeed_config.get("zero_optimization", {}).get("stage") == 3
+    if zero3 or getattr(args, "fsdp_plugin_args", None):
+        raise InputError(
+            f"{'ZeRO-3' if zero3 else 'FSDP'} splits the weights, which sft and dpo do not support; launch with "
+            "accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml, or train an adapter (model.adapter: qlora)"
+        )
+
+
+def check_packing(trainer: Any, section: AdapterModel) -> None:
+    """Shows on one packed row that this model keeps packed rows apart; an architecture may ignore where they begin.
+
+    Raises: InputError when it does not.
+    """
+    lengths = trainer.train_dataset["seq_lengths"] if trainer.args.packing else []
+    index = next((i for i, rows in enumerate(lengths) if len(rows) > 1), None)
+    if index is None:
+        return
+    leak, largest = packing_leak(trainer.model, trainer.data_collator([trainer.train_dataset[index]]))
+    if leak > TOLERANCE["bfloat16" if section.adapter == "qlora" else section.dtype] * max(1.0, largest):
+        raise InputError(
+            f"training.packing: in a {type(trainer.model).__name__} packed rows see each other (logits differ by "
+            f"{leak:.2g}); set it to false"
+        )
 
 
 class MeasureBefore(TrainerCallback):

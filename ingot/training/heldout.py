@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -29,6 +29,23 @@ def plain_logits(model: torch.nn.Module, input_ids: torch.Tensor) -> torch.Tenso
         logits = type(model).forward(model, input_ids=input_ids, use_cache=False).logits.float()
     model.train(training)
     return logits
+
+
+def packing_leak(model: torch.nn.Module, batch: Mapping[str, Any]) -> tuple[float, float]:
+    """How much the last row of a packed batch sees of the rows before it.
+
+    batch: what TRL's collator makes of packed rows, (1, T). Returns the largest difference of the row's logits to
+    those of the row alone, which is rounding when rows are kept apart, and the largest logit.
+    """
+    device, training = next(model.parameters()).device, model.training
+    given = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items() if k != "labels"}
+    first = int((given["position_ids"][0] == 0).nonzero()[-1])
+    alone = plain_logits(model, given["input_ids"][:, first:])[0]
+    model.eval()
+    with torch.no_grad():
+        packed = type(model).forward(model, **given, use_cache=False).logits[0, first:].float()
+    model.train(training)
+    return float((packed - alone).abs().max()), float(alone.abs().max())
 
 
 def answer_log_probs(

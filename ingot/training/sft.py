@@ -154,4 +154,5 @@ def _trainer(recipe: SFTRecipe, args: Any, start: Start, examples: list[Example]
         peft_config=adapters.lora_config(recipe.model),
     )
     trainer.held_out = held_out
+    finetune.check_packing(trainer, recipe.model)
     return trainer

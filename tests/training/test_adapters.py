@@ -153,8 +153,3 @@ def test_weights_that_are_missing_are_refused_for_four_bits_too(tmp_path: Path) 
 def test_keys_that_the_adapter_would_ignore_are_refused(section: dict[str, Any], message: str | None) -> None:
     problems = list(AdapterModel.model_validate(section).problems())
     assert (message is None and not problems) or message in problems[0]
-
-
-def test_an_attention_that_is_not_installed_is_refused(start: Path) -> None:
-    with pytest.raises(InputError, match="model.attn_implementation: "):
-        adapters.load_start_model(start, AdapterModel.model_validate({"attn_implementation": "flash_atention"}), CPU)

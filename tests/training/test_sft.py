@@ -19,6 +19,7 @@ from trl import SFTConfig
 from ingot.loading import load_model, load_tokenizer
 from ingot.recipe import InputError, build_recipe
 from ingot.training import finetune, heldout, sft
+from ingot.training.adapters import AdapterModel
 from ingot.training.encoding import IGNORED, ConversationEncoder, Example
 
 from .finetune_toys import make_start, sft_recipe, write_rows
@@ -163,6 +164,18 @@ def test_packed_rows_give_the_loss_of_the_rows_alone(start: Path, tokenizer: Any
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(trainer.train_dataset))])
     assert "attention_mask" not in batch
     assert len(trainer.train_dataset) < len(examples)
+    leak, _ = heldout.packing_leak(trainer.model, batch)
+    assert leak < 1e-5
+    finetune.check_packing(trainer, AdapterModel())
+    collate = trainer.data_collator
+
+    def with_mask(rows: Any) -> Any:  # a mask of ones hides where rows begin
+        found = collate(rows)
+        return {**found, "attention_mask": torch.ones_like(found["input_ids"])}
+
+    trainer.data_collator = with_mask
+    with pytest.raises(InputError, match="in a IngotForCausalLM packed rows see each other"):
+        finetune.check_packing(trainer, AdapterModel())
     with torch.no_grad():
         packed = float(trainer.compute_loss(trainer.model, batch))
     assert packed == pytest.approx(heldout.mean_loss(heldout.answer_log_probs(load_model(start), examples)), abs=1e-5)
