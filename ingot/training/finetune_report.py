@@ -58,11 +58,14 @@ def _answers(run_dir: Path, conversations: Sequence[list[dict[str, str]]]) -> li
     parts = ["## Held-out questions, answered by the saved model (greedy)"]
     for messages in conversations:
         first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
-        parts += [
-            f"**{messages[first - 1]['content']}**",
-            f"- data: {messages[first]['content']}\n- model: {_answer(model, tokenizer, messages[:first])}",
-        ]
+        question, wanted = messages[first - 1]["content"], messages[first]["content"]
+        own = _answer(model, tokenizer, messages[:first])
+        parts += [f"**{_one_line(question)}**", f"- data: {_one_line(wanted)}\n- model: {_one_line(own)}"]
     return parts
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 @torch.inference_mode()
