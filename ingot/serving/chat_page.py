@@ -90,7 +90,7 @@ def _chat_tab(backend: Backend, settings: Settings, options: PageOptions) -> Non
     prompt = gr.Textbox(options.system_prompt or "", label="System prompt", lines=2, render=False)
     chatbot = gr.Chatbot(
         sanitize_html=True, allow_tags=False, allow_file_downloads=False, buttons=["copy", "copy_all"], scale=1,
-        show_label=False, placeholder="Ask something.", render=False,
+        show_label=False, placeholder="Ask something.", height="55vh", render=False,
     )  # fmt: skip
     gr.ChatInterface(
         answer, chatbot=chatbot, additional_inputs=[prompt, *_sliders(backend, settings)],
