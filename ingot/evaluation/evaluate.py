@@ -74,7 +74,7 @@ class GenerationSection(Section):
     max_new_tokens: int = Field(64, gt=0, description="tokens of an answer")
     temperature: float = Field(0.0, ge=0, description="0 takes the most likely token each time")
     top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest tokens with this total probability")
-    seed: int = Field(0, ge=0, description="each prompt starts from it")
+    seed: int = Field(0, ge=0, description="seed of the drawing")
 
 
 class EvaluateRecipe(Recipe, stage="evaluate"):

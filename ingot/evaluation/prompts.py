@@ -1,5 +1,6 @@
 """Fixed prompts, answered by several models side by side."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ def answer_prompts(
 ) -> Iterator[Answer]:
     """Each prompt's answer: as an assistant's turn through the chat template, or as the text that follows the prompt.
 
-    Every prompt starts from the same seed, so an answer does not depend on the prompts before it.
+    The seed of a prompt comes from its text, so an answer does not depend on the prompts before it.
     """
     import torch
 
@@ -63,7 +64,7 @@ def answer_prompts(
     for prompt in prompts:
         inputs = {k: v.to(model.device) for k, v in encode_prompt(tokenizer, prompt, chat).items()}
         length = inputs["input_ids"].shape[1]
-        torch.manual_seed(generation.seed)
+        torch.manual_seed(generation.seed + zlib.crc32(prompt.encode()))
         with torch.inference_mode():
             output = model.generate(**inputs, **generation.options(), eos_token_id=stops or None, pad_token_id=pad)
         new = output[0, length:].tolist()

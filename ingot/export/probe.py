@@ -1,6 +1,6 @@
 """What a Hub folder answers to fixed prompts: a program of its own, because it also runs where there is no Ingot.
 
-    python -I probe.py FOLDER OUTPUT THREADS
+    python -P probe.py FOLDER OUTPUT THREADS
 
 It loads the folder as a stranger would, with its own code and nothing of Ingot, and saves what it saw to OUTPUT.
 """

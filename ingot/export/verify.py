@@ -12,7 +12,7 @@ from ingot.loading import silent
 from ingot.runs import model_folder
 
 # Variables of ours that would reach into the clean process.
-DROPPED = ("PYTHONPATH", "PYTHONHOME", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+DROPPED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def verify_export(source: Path, exported: Path) -> float:
@@ -47,11 +47,10 @@ def probe_in_clean_process(folder: Path) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as elsewhere:
         output = Path(elsewhere) / "probe.pt"
-        kept = {name: value for name, value in os.environ.items() if name not in DROPPED}
-        environment = {**kept, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(Path(elsewhere) / "modules")}
+        environment = _environment_without_ingot(Path(elsewhere))
         command = [
             sys.executable,
-            "-I",
+            "-P",
             probe.__file__,
             str(folder.resolve()),
             str(output),
@@ -69,6 +68,15 @@ def probe_in_clean_process(folder: Path) -> dict[str, Any]:
         if done.returncode != 0:
             raise RuntimeError(f"{folder} does not load in a clean process:\n{done.stderr[-2000:]}")
         return dict(torch.load(output, weights_only=True))
+
+
+def _environment_without_ingot(elsewhere: Path) -> dict[str, str]:
+    """The environment, offline, with a fresh cache for remote code and without the folders that Ingot lies in."""
+    searched = [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    others = [str(path) for path in searched if not any((path / ours).is_dir() for ours in ("ingot", "modeling"))]
+    kept = {name: value for name, value in os.environ.items() if name not in DROPPED}
+    added = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(elsewhere / "modules")}
+    return {**kept, **added, "PYTHONPATH": os.pathsep.join(others)}
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
