@@ -178,7 +178,11 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a folder that `write_checksums` recorded: the first bad file; None when it is whole."""
     if not (folder / CHECKSUMS).is_file():
         return f"{folder / CHECKSUMS} is missing"
-    for name, recorded in read_json(folder / CHECKSUMS).items():
+    try:
+        checksums = read_json(folder / CHECKSUMS)
+    except InputError as error:
+        return str(error)
+    for name, recorded in checksums.items():
         path = folder / name
         if not path.is_file():
             return f"{path} is missing"
@@ -202,10 +206,11 @@ def check_inputs(recipe: Recipe) -> None:
 
 
 def _input_problem(recipe: Recipe, path: Path, marker: StageFolder) -> str | None:
-    if (path / MANIFEST).is_file() or (
-        marker.hub and any((path / f).is_file() for f in ("config.json", "model/config.json", "tokenizer.json"))
-    ):
+    if marker.hub and any((path / f).is_file() for f in ("config.json", "model/config.json", "tokenizer.json")):
         return None
+    if (path / MANIFEST).is_file():
+        made_by = read_json(path / MANIFEST)["stage"]
+        return None if made_by in marker.stages else f"{path} is an output of {made_by}, not of {marker.stages[0]}"
     stage = path.name if path.name in marker.stages else marker.stages[0]
     folder = recipe.source.parent if recipe.source else Path("recipes/quickstart")
     state = (
@@ -333,6 +338,9 @@ def _prepare(recipe: Recipe) -> RunFolder:
         found = read_json(record)
         if all(found.get(k) == v for k, v in wanted.items()):
             complete = record.name == MANIFEST and _files_present(path, found["files"])
+            if record.name == MANIFEST and not complete and is_main_process():
+                write_json(path / STARTED, found)
+                record.unlink()
             logger.info(
                 "%s: %s: %s", recipe.stage, path, "complete and unchanged, nothing to do" if complete else "continuing"
             )
