@@ -54,7 +54,7 @@ class PerplexitySection(Section):
 
     seq_length: int | None = Field(None, gt=1, description="window in tokens; unset: the model's longest")
     stride: int | None = Field(None, gt=0, description="tokens that the window moves by; unset: half of it")
-    batch_size: int = Field(8, gt=0, description="windows at a time")
+    batch_size: int = Field(8, gt=0, description="windows at a time; fewer where the vocabulary is large")
     bf16: bool = Field(False, description="score text and tasks in bfloat16 autocast")
 
 
@@ -178,7 +178,7 @@ class Candidate:
         self.model: PreTrainedModel = load_model(path)
         self.model.to(accelerator or torch.device("cpu"))  # type: ignore[arg-type]
         self.chat = is_chat(name, path, recipe.model.raw_text, self.tokenizer)
-        longest = getattr(self.model.config, "max_position_embeddings", None)
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.seq_length, self.stride = window_lengths(longest, recipe.perplexity.seq_length, recipe.perplexity.stride)
 
     def scores(
@@ -226,7 +226,7 @@ class Candidate:
             "architecture": type(model).__name__,
             "parameters": model.num_parameters(),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "vocabulary_rows": model.config.vocab_size,
+            "vocabulary_rows": model.config.get_text_config().vocab_size,
             "window_in_tokens": self.seq_length,
             "stride_in_tokens": self.stride,
             "beginning_of_text_token": beginning_token(self.tokenizer) is not None,

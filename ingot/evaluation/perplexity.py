@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+LOGITS_BUDGET = 2**28  # logits at once: 1 GiB in float32
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "xz": partial(lzma.compress, preset=9),
     "bz2": partial(bz2.compress, compresslevel=9),
@@ -118,14 +119,16 @@ def score_documents(
     if bos is not None:
         ids = [torch.cat([torch.tensor([bos]), row]) for row in ids]
     windows = [w for d, row in enumerate(ids) for w in windows_of(d, len(row), seq_length, stride)]
-    batches = list(batches_of(windows, batch_size))
+    vocab_size = model.config.get_text_config().vocab_size
+    rows = max(1, min(batch_size, LOGITS_BUDGET // (seq_length * vocab_size)))
+    batches = list(batches_of(windows, rows))
     nats, num_correct = 0.0, 0
     for batch in progress(batches, total=len(batches), desc=f"{name}: held-out text, batches"):
         batch_nats, batch_correct = _score_batch(model, ids, batch, stride)
         nats, num_correct = nats + batch_nats, num_correct + batch_correct
     num_first = 0 if bos is not None else sum(len(row) > 0 for row in ids)
     return TextScore(
-        nats=nats + num_first * math.log(model.config.vocab_size),
+        nats=nats + num_first * math.log(vocab_size),
         num_tokens=num_tokens,
         num_predicted=num_tokens - num_first,
         num_correct=num_correct,

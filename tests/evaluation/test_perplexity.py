@@ -72,6 +72,15 @@ def test_batch_size_does_not_change_the_score(tokenizer: Any) -> None:
     assert scores[1:] == pytest.approx(scores[:1] * 2, rel=1e-5)
 
 
+def test_a_large_vocabulary_is_scored_in_smaller_batches(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = score_documents(make_model(), tokenizer, DOCUMENTS, 16, 8, 4).nats
+    model, sizes = make_model(), []
+    model.register_forward_pre_hook(lambda _, args, named: sizes.append(len(named["input_ids"])), with_kwargs=True)
+    monkeypatch.setattr("ingot.evaluation.perplexity.LOGITS_BUDGET", 2 * 16 * VOCABULARY)
+    assert score_documents(model, tokenizer, DOCUMENTS, 16, 8, 4).nats == pytest.approx(expected, rel=1e-5)
+    assert max(sizes) == 2
+
+
 def test_a_beginning_token_of_the_tokenizer_gives_the_first_token_a_context(tokenizer: Any) -> None:
     with_bos = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer.__class__.from_str(
         tokenizer.backend_tokenizer.to_str()), bos_token="<|endoftext|>")  # fmt: skip
