@@ -1,6 +1,7 @@
 """The `ingot` command: one sub-command a stage, and `ingot run` for a folder of recipes."""
 
 import importlib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,8 +37,8 @@ def stage_of(name: str) -> str:
     found = [stage for stage in STAGES if name == stage or name.startswith(f"{stage}_")]
     if not found:
         near = nearest(name, set(STAGES))
-        hint = f"; did you mean '{near}'?" if near else ""
-        raise InputError(f"{name}: no such stage{hint} Stages: {', '.join(STAGES)}")
+        hint = f"did you mean '{near}'? " if near else ""
+        raise InputError(f"{name}: no such stage; {hint}there are {', '.join(STAGES)}")
     return found[0]
 
 
@@ -84,7 +85,7 @@ def command(arguments: Sequence[str]) -> None:
     else:
         stage, rest = stage_of(arguments[0]), list(arguments[1:])
         if stage in FOLDER_STAGES and rest and not rest[0].startswith("-"):
-            rest = [f"--model.path={rest[0]}", *rest[1:]]
+            rest = [f"--model.path={json.dumps(rest[0])}", *rest[1:]]  # quoted: a folder may be called 2024
         run_stage(_recipe(stage, rest))
 
 

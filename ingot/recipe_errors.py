@@ -116,7 +116,7 @@ def _describe_field(recipe_class: type[Section], path: tuple[int | str, ...]) ->
         lists = [a for a in (annotation, *typing.get_args(annotation)) if typing.get_origin(a) is list]
         annotation = typing.get_args(lists[0])[0] if lists else annotation
     bounds = [f"{_BOUND_WORDS[n]} {getattr(m, n)}" for m in field.metadata for n in _BOUND_WORDS if n in dir(m)]
-    return " ".join([describe(annotation), *bounds])
+    return " ".join([describe(annotation), " and ".join(bounds)]).rstrip()
 
 
 _BOUND_WORDS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}

@@ -1,0 +1,1 @@
+"""The tests; a package, so that tests/modeling is never taken for the package `modeling`."""
