@@ -1,0 +1,71 @@
+"""What the README tells a newcomer to type exists and is accepted, and the tree it shows is the tree."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> Iterator[list[str]]:
+    """The words of every command in the README's bash blocks."""
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
+        for line in block.strip().split("\n"):
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+COMMANDS = list(commands())
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if w[0] == "make"], ids=" ".join)
+def test_make_targets_exist(words: list[str]) -> None:
+    assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if "--config" in w], ids=" ".join)
+def test_a_stage_takes_its_command(words: list[str]) -> None:
+    if words[0] == "accelerate":
+        assert (ROOT / words[words.index("--config_file") + 1]).is_file()
+        script = next(w for w in words if w.startswith("scripts/"))
+        words = [sys.executable, *words[words.index(script) :]]
+    else:
+        assert words[0] == "ingot"
+        words = [sys.executable, "-m", "ingot.cli", *words[1:]]
+    done = subprocess.run([*words, "--print-config"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "run:" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if w[:2] == ["ingot", "run"]], ids=" ".join)
+def test_a_chain_can_be_planned(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from ingot.chain import parse, plan_chain
+
+    monkeypatch.chdir(ROOT)
+    assert len(plan_chain(parse(words[2:]))) == 7
+
+
+def test_every_command_is_of_a_known_kind() -> None:
+    known = {"make", "ingot", "accelerate", "source"}
+    assert {words[0] for words in COMMANDS} <= known
+
+
+def test_the_tree_names_what_exists() -> None:
+    tree = README.split("## The tree")[1].split("```")[1]
+    folder = Path()
+    for line in tree.strip().split("\n"):
+        for name in re.split(r"\s{2,}", line.strip())[:-1]:
+            folder = Path(name) if not line.startswith(" ") else folder
+            path = ROOT / name if not line.startswith(" ") else ROOT / folder / name
+            assert path.exists(), path
+
+
+def test_pictures_exist() -> None:
+    for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (ROOT / name).is_file() and (ROOT / name).read_bytes().startswith(b"\x89PNG")
