@@ -1,6 +1,7 @@
 """`ingot run`: a folder of recipes from first stage to last, each in a process of its own, skipping what is done."""
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 from ingot.cli import STAGES, load_stage, stage_of
 from ingot.recipe import InputError, Recipe, stage_inputs
+from ingot.recipe_yaml import apply_overrides, read_yaml, split_overrides
 from ingot.runs import MANIFEST, get_logger, is_complete, read_json, write_json
 
 logger = get_logger(__name__)
@@ -51,7 +53,7 @@ class Request:
     stages: tuple[str, ...] | None = None
     launch: str | None = None
     num_processes: int | None = None
-    overrides: tuple[tuple[str, str], ...] = ()  # (stage, --section.key=value)
+    overrides: tuple[tuple[str, str], ...] = ()  # (recipe, --section.key=value)
 
 
 def run_command(arguments: Sequence[str]) -> None:
@@ -84,8 +86,6 @@ def parse(arguments: Sequence[str]) -> Request:
 
     Raises: InputError for a word that it does not know.
     """
-    from ingot.recipe_yaml import split_overrides
-
     if arguments[0].startswith("-"):
         raise InputError("ingot run: name a folder of recipes first, such as: ingot run recipes/quickstart")
     request, overrides = Request(Path(arguments[0])), []
@@ -116,8 +116,7 @@ def plan_chain(request: Request) -> list[Link]:
     if unknown:
         names = ", ".join(p.stem for p in paths)
         raise InputError(f"--{unknown[0]}....: no such stage in {request.folder}; overrides begin with one of {names}")
-    every = sorted(p for p in request.folder.glob("*.yaml") if p.stem.split("_")[0] and _is_stage(p.stem))
-    moves = dict(_moves(every, request))
+    moves = dict(_moves(request))
     links, errors = [], []
     for path in paths:
         given = [text for stage, text in request.overrides if stage == path.stem]
@@ -138,6 +137,9 @@ def recipe_paths(request: Request) -> list[Path]:
     if not request.folder.is_dir():
         raise InputError(f"{request.folder}: no such folder of recipes")
     names = request.stages or tuple(s for s in CHAIN if (request.folder / f"{s}.yaml").is_file())
+    endless = [n for n in names if stage_of(n) not in CHAIN]
+    if endless:
+        raise InputError(f"--stages: {endless[0]} has no end; start it alone: ingot {endless[0]} FOLDER")
     missing = [n for n in names if stage_of(n) and not (request.folder / f"{n}.yaml").is_file()]
     if missing:
         raise InputError(f"{request.folder / missing[0]}.yaml: no such file; --stages names recipes of the folder")
@@ -150,25 +152,35 @@ def _is_stage(name: str) -> bool:
     return any(name == stage or name.startswith(f"{stage}_") for stage in STAGES)
 
 
-def _moves(paths: Sequence[Path], request: Request) -> Iterator[tuple[Path, Path]]:
-    """For every recipe of the folder: the run folder it names and the one it gets."""
-    from ingot.recipe_yaml import read_yaml
+def _moves(request: Request) -> Iterator[tuple[str, tuple[Path, Path]]]:
+    """For every recipe of the folder, by name: the run folder that it says and the one that it gets."""
+    chosen = {name: apply_overrides({}, [text]) for name, text in request.overrides if text.startswith("--run.dir=")}
+    for path in sorted(p for p in request.folder.glob("*.yaml") if _is_stage(p.stem)):
+        try:
+            tree = read_yaml(path)
+        except InputError:
+            continue  # told when it is loaded, if it is to run
+        said = _run_dir(tree)
+        given = _run_dir(chosen.get(path.stem, {}))
+        if said is not None:
+            yield path.stem, (said, given or (request.run_dir / path.stem if request.run_dir else said))
 
-    for path in paths:
-        section = read_yaml(path).get("run")
-        named = section.get("dir") if isinstance(section, dict) else None
-        if isinstance(named, str):
-            yield Path(named), (request.run_dir / path.stem if request.run_dir else Path(named))
+
+def _run_dir(tree: dict[str, Any]) -> Path | None:
+    section = tree.get("run")
+    said = section.get("dir") if isinstance(section, dict) else None
+    return None if said is None else Path(str(said))
 
 
-def _link(path: Path, given: list[str], moves: dict[Path, Path]) -> Link:
+def _link(path: Path, given: list[str], moves: dict[str, tuple[Path, Path]]) -> Link:
     recipe = load_stage(path, given)
-    moved = [f"--run.dir={moves.get(recipe.run.dir, recipe.run.dir)}"]
+    moved = {"run.dir": moves[path.stem][1] if path.stem in moves else recipe.run.dir}
     for key, folder, _ in stage_inputs(recipe):
-        for old, new in moves.items():
+        for old, new in moves.values():
             if folder == old or old in folder.parents:
-                moved.append(f"--{key}={new / folder.relative_to(old)}")
-    arguments = [*given, *moved]
+                moved[key] = new / folder.relative_to(old)
+    # quoted: a folder may be called 2024
+    arguments = [*given, *(f"--{key}={json.dumps(str(folder))}" for key, folder in moved.items())]
     return Link(path.stem, load_stage(path, arguments), ["--config", str(path), *arguments])
 
 
@@ -179,14 +191,26 @@ def start(link: Link, request: Request) -> int:
         number = ["--num_processes", str(request.num_processes)] if request.num_processes else []
         words = ["-m", "accelerate.commands.launch", "--config_file", request.launch, *number, *words]
     child = subprocess.Popen([sys.executable, *words], start_new_session=True, preexec_fn=_end_with_parent)
-    signals = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(n, lambda number, _: _pass_on(child, number)) for n in signals]
+    received: list[int] = []
+
+    def pass_on(number: int, _: Any) -> None:
+        received.append(number)
+        _pass_on(child, number)
+
+    previous = {which: signal.signal(which, pass_on) for which in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = child.wait()
     finally:
-        for which, handler in zip(signals, previous, strict=True):
+        for which, handler in previous.items():
             signal.signal(which, handler)
-    return 128 - code if code < 0 else code
+    return exit_code(code, bool(received))
+
+
+def exit_code(code: int, interrupted: bool) -> int:
+    """A stage's exit code from its process's: accelerate ends with 1 whatever its workers end with."""
+    if code and interrupted:
+        return 130
+    return 128 - code if code < 0 else 3 if code == 1 else code
 
 
 def _pass_on(child: "subprocess.Popen[bytes]", number: int) -> None:
@@ -221,13 +245,14 @@ def conclude(links: list[Link]) -> None:
 
 def headline(stage: str, results: dict[str, Any]) -> str:
     """The result of a stage in a few words."""
+    if stage == "evaluate":
+        return "bits per byte: " + ", ".join(f"{n} {v['bits_per_byte']:.3f}" for n, v in _measured(results).items())
     texts = {
         "train_tokenizer": "{vocab_size:,} entries, {bytes_per_token:.2f} bytes per token",
         "prepare_data": "{splits[train][tokens]:,} training tokens of {splits[train][documents]:,} documents",
         "pretrain": "{parameters:,} parameters, held-out loss {heldout_loss:.3f}",
         "sft": "held-out loss {loss_before:.3f} -> {loss_after:.3f} on {validation_rows} rows",
-        "dpo": "held-out margin {margin_before:.3f} -> {margin_after:.3f} on {validation_rows} pairs",
-        "evaluate": "{base[bits_per_byte]:.3f} bits per byte (xz {xz[bits_per_byte]:.2f})",
+        "dpo": "held-out margin {margin_before:.3f} -> {margin_after:.3f} on {validation_pairs} pairs",
         "export": "{path}",
     }
     return texts[stage].format(**results)
@@ -237,11 +262,15 @@ def summary(manifests: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a whole run: stages with seconds, and the headline figures of each."""
     found: dict[str, Any] = {"stages": [{"name": n, "seconds": m["seconds"]} for n, m in manifests.items()]}
     results = {m["stage"]: m["results"] for m in manifests.values()}
-    for name, value in results.get("evaluate", {}).items():
-        if isinstance(value, dict) and "bits_per_byte" in value:
-            found[name] = {"bits_per_byte": value["bits_per_byte"]}
+    for name, value in _measured(results.get("evaluate", {})).items():
+        found[name] = {"bits_per_byte": value["bits_per_byte"]}
     keys = {"sft": ("loss_before", "loss_after"), "dpo": ("margin_before", "margin_after"), "export": ("path",)}
     for stage, wanted in keys.items():
         if stage in results:
             found[stage] = found.get(stage, {}) | {key: results[stage][key] for key in wanted}
     return found
+
+
+def _measured(results: dict[str, Any]) -> dict[str, Any]:
+    """The models (and compressors) among the results of evaluate."""
+    return {name: value for name, value in results.items() if isinstance(value, dict) and "bits_per_byte" in value}

@@ -98,14 +98,17 @@ def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 def apply_overrides(tree: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     """A copy of the tree with the overrides put in; values are YAML scalars, lists or mappings."""
-    result = dict(tree)
     for key, text in split_overrides(arguments):
-        node, parts = result, key.split(".")
-        for i, part in enumerate(parts[:-1]):
-            inner = node.get(part)
-            if inner is not None and not isinstance(inner, dict):
-                raise InputError(f"--{key}: '{'.'.join(parts[: i + 1])}' is not a section of the recipe")
-            node[part] = dict(inner or {})
-            node = node[part]
-        node[parts[-1]] = parse_yaml(text, f"--{key}")
-    return result
+        tree = _put(tree, key, parse_yaml(text, f"--{key}"), key)
+    return dict(tree)
+
+
+def _put(node: dict[str, Any], key: str, value: Any, whole: str) -> dict[str, Any]:
+    """The node with a value at a dotted key; a name with dots in it is found when it is there (`qwen3-0.6b`)."""
+    head, _, rest = key.partition(".")
+    if not rest or key in node:
+        return {**node, key: value}
+    inner = node.get(head)
+    if inner is not None and not isinstance(inner, dict):
+        raise InputError(f"--{whole}: '{whole.removesuffix(f'.{rest}')}' is not a section of the recipe")
+    return {**node, head: _put(inner or {}, rest, value, whole)}

@@ -245,10 +245,11 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def _drop(tree: dict[str, Any], key: str) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        tree = tree.get(parent) or {}
-    tree.pop(last, None)
+    head, _, rest = key.partition(".")
+    if key in tree:
+        del tree[key]
+    elif rest and isinstance(tree.get(head), dict):
+        _drop(tree[head], rest)
 
 
 class RunFolder:

@@ -36,8 +36,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_ingot import IngotConfig
 
-# Float32 logits are made in chunks of this size while training: small enough for a CPU's cache, large for a GPU.
-CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+CPU_CHUNK_BYTES = 8 * 2**20  # float32 logits made at a time while training: they stay in the cache
+MIN_CHUNK_ROWS = 128  # fewer tokens at a time would read the head's weight more often than it pays
 FUSED_AVAILABLE = "linear_cross_entropy" in dir(F)  # torch 2.13
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -141,11 +141,6 @@ def alibi_slopes(num_heads: int, device: torch.device) -> torch.Tensor:
 # Attention
 
 
-def repeat_heads(states: torch.Tensor, times: int) -> torch.Tensor:
-    """(B, K, S, W) to (B, K * times, S, W): every key/value head serves `times` query heads."""
-    return states if times == 1 else states.repeat_interleave(times, dim=1)
-
-
 def eager_attention(
     module: "IngotAttention",
     query: torch.Tensor,  # (B, H, T, W)
@@ -156,13 +151,17 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out: the only backend that returns its weights."""
-    key, value = repeat_heads(key, module.num_key_value_groups), repeat_heads(value, module.num_key_value_groups)
-    scores = query * scaling @ key.transpose(2, 3)  # (B, H, T, S)
+    """Attention written out: the only backend that returns its weights, (B, H, T, S)."""
+    batch, num_heads, num_tokens, width = query.shape
+    # the query heads that share a key/value head are stacked along T, so that keys and values are never repeated
+    stacked = (batch, num_heads // module.num_key_value_groups, module.num_key_value_groups * num_tokens, -1)
+    scores = (query * scaling).reshape(stacked) @ key.transpose(2, 3)
+    scores = scores.view(batch, num_heads, num_tokens, -1)
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = F.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
+    output = (weights.view(stacked) @ value).view(batch, num_heads, num_tokens, width)
+    return output.transpose(1, 2).contiguous(), weights
 
 
 def prefers_eager(config: IngotConfig, hidden_states: torch.Tensor) -> bool:
@@ -796,7 +795,7 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
 
     def _summed_loss(self, hidden_states: torch.Tensor, labels: torch.Tensor, implementation: str) -> torch.Tensor:
         """Cross entropy of (N, D) against (N,), added up, without holding (N, V)."""
-        rows = max(1, self._chunk_bytes() // (4 * self.config.vocab_size))
+        rows = self._chunk_rows()
         weight = self.lm_head.weight
         # A plain head can be read; one that is an adapter, in 4 bits or sharded has to be called.
         readable = type(self.lm_head) is nn.Linear and type(weight) is nn.Parameter
@@ -816,10 +815,15 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
         wanted = self.config.loss_implementation
         if wanted != "auto":
             return wanted
-        return "plain" if 4 * num_tokens * self.config.vocab_size <= self._chunk_bytes() else "chunked"
+        return "plain" if num_tokens <= self._chunk_rows() else "chunked"
 
-    def _chunk_bytes(self) -> int:
-        return CHUNK_BYTES.get(self.lm_head.weight.device.type, CHUNK_BYTES["cpu"])
+    def _chunk_rows(self) -> int:
+        """Tokens whose float32 logits are made at a time: a cache full of them on a CPU, 1/64 of a GPU's memory."""
+        device = self.lm_head.weight.device
+        size = (
+            torch.cuda.get_device_properties(device).total_memory // 64 if device.type == "cuda" else CPU_CHUNK_BYTES
+        )
+        return max(MIN_CHUNK_ROWS, size // (4 * self.config.vocab_size))
 
     def _wants_balance(self, asked: bool | None, shift_labels: torch.Tensor | None) -> bool:
         """Router logits are wanted when asked for, and for the load-balancing loss of a training step."""

@@ -25,7 +25,8 @@ IMPLEMENTATIONS = [
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven rows of logits at a time, so that a tiny batch needs several chunks and a rest."""
-    monkeypatch.setitem(modeling_ingot.CHUNK_BYTES, "cpu", 7 * 4 * 96)
+    monkeypatch.setattr(modeling_ingot, "CPU_CHUNK_BYTES", 7 * 4 * 96)
+    monkeypatch.setattr(modeling_ingot, "MIN_CHUNK_ROWS", 1)
 
 
 def loss_and_gradients(model: Any, **inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
