@@ -35,8 +35,8 @@ def check_files(path: Path) -> None:
             raise InputError(f"{file}: not as the run wrote it (sha256 differs); restore it or run the stage again")
 
 
-def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a run folder or Hub folder.
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a run folder or Hub folder; code that comes with the folder runs only when it is trusted.
 
     Raises: InputError that names the folder when it has none or a broken one.
     """
@@ -46,15 +46,15 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
 
     folder = model_folder(path)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(f"{folder}: the tokenizer cannot be loaded: {_first_line(error)}") from None
 
 
-def load_model(path: Path, dtype: Any = "auto") -> "PreTrainedModel":
+def load_model(path: Path, dtype: Any = "auto", trust_remote_code: bool = False) -> "PreTrainedModel":
     """The causal language model of a run folder or Hub folder, on the CPU and in evaluation mode.
 
-    dtype: a torch dtype, or "auto" for the dtype of the file.
+    dtype: a torch dtype, or "auto" for the dtype of the file. Code that comes with the folder runs only when trusted.
     Raises: InputError that names the file, or the tensors that are missing, misshapen, unknown, untied or not finite.
     """
     from safetensors import SafetensorError
@@ -67,7 +67,7 @@ def load_model(path: Path, dtype: Any = "auto") -> "PreTrainedModel":
     try:
         with silent():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, trust_remote_code=False,
+                folder, dtype=dtype, local_files_only=True, trust_remote_code=trust_remote_code,
                 output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import CONFIG_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 
 import modeling  # noqa: F401  registers Ingot's classes, so that its folders need no remote code
+from ingot import loading
 from ingot.recipe import InputError
 from ingot.runs import MANIFEST, get_logger, model_folder, read_json
 from ingot.serving.text import TextCodec
@@ -19,7 +18,6 @@ logger = get_logger(__name__)
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 TURN_END = "<|im_end|>"
-LOAD_FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,8 @@ def load_model(
     folder = model_folder(path)
     _check_code(folder, trust_remote_code)
     place = _device(device)
-    tokenizer = _load_tokenizer(folder, trust_remote_code)
-    model = _load_weights(folder, _dtype(dtype, place), place, trust_remote_code)
+    tokenizer = loading.load_tokenizer(path, trust_remote_code)
+    model = _place(loading.load_model(path, _dtype(dtype, place), trust_remote_code), place, folder)
     _check_numbers(model, folder)
     eos = _eos_token_ids(model, tokenizer)
     codec = TextCodec(tokenizer, eos)
@@ -111,35 +109,12 @@ def _dtype(dtype: DType, device: torch.device) -> torch.dtype | str:
     return chosen
 
 
-def _load_tokenizer(folder: Path, trusted: bool) -> PreTrainedTokenizerBase:
+def _place(model: PreTrainedModel, device: torch.device, folder: Path) -> PreTrainedModel:
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
-    except LOAD_FAILURES as error:
-        raise InputError(f"{folder}: the tokenizer cannot be loaded: {_first_line(error)}") from None
-
-
-def _load_weights(folder: Path, dtype: torch.dtype | str, device: torch.device, trusted: bool) -> PreTrainedModel:
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map={"": device}, local_files_only=True, trust_remote_code=trusted,
-            use_safetensors=True, output_loading_info=True,
-        )  # fmt: skip
-    except LOAD_FAILURES as error:
-        raise InputError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from None
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
-    model, info = loaded
-    if info["missing_keys"]:
-        names = ", ".join(sorted(info["missing_keys"])[:5])
-        raise InputError(f"{folder}: {len(info['missing_keys'])} tensors are missing from the weights: {names}")
-    return model.eval()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().split("\n")[0]
+        return model.to(device)  # type: ignore[arg-type]
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{folder}: the model cannot be put on {device.type} (model.device): {reason}") from None
 
 
 def _check_numbers(model: PreTrainedModel, folder: Path) -> None:

@@ -18,6 +18,12 @@ WORDS = ["Hello there, how are you today?", "The cat sat on the mat. 🙂", "use
 CONTEXT = 96
 
 
+@pytest.fixture(autouse=True)
+def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face's client refuses every address, this machine's too, when the hub is switched off for the tests."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hub-format folder with a random Ingot model and a byte-level tokenizer with the chat template."""
