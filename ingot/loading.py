@@ -36,7 +36,7 @@ def check_files(path: Path) -> None:
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a run folder or Hub folder; code that comes with the folder runs only when it is trusted.
+    """The tokenizer of a run, Hub or tokenizer folder; code that comes with the folder runs only when it is trusted.
 
     Raises: InputError that names the folder when it has none or a broken one.
     """
@@ -44,7 +44,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTo
 
     import modeling  # noqa: F401 - registers the Ingot classes
 
-    folder = model_folder(path)
+    folder = path if (path / "tokenizer_config.json").is_file() else model_folder(path)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:

@@ -52,7 +52,8 @@ def parse_yaml(text: str, source: str) -> Any:
             line = event.start_mark.line + 1
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise InputError(f"{source}, line {line}: not valid YAML for a recipe: nested more than {MAX_DEPTH} deep")
+                message = f"not valid YAML for a recipe: nested more than {MAX_DEPTH} deep"
+                raise InputError(f"{source}, line {line}: {message}")
             if isinstance(event, AliasEvent):
                 raise InputError(f"{source}, line {line}: aliases are not supported; write the value out")
         return _yaml().load(text)

@@ -41,6 +41,8 @@ ELSEWHERE = {
     "parallelism_config": "choose a file of accelerate_configs/ with `accelerate launch --config_file`",
     "model_init_kwargs": "the model's options are keys of the `model` section",
     "remove_unused_columns": "the stage knows which columns its collator reads",
+    "disable_tqdm": "Ingot shows a progress line of its own",
+    "logging_nan_inf_filter": "a loss that is not a number stops the run",
 }
 
 # bounds that upstream does not check: (keys, constraint)

@@ -14,10 +14,17 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from ingot.planning.hardware import mfu
 from ingot.runs import get_logger, is_main_process, num_processes, write_text
+from ingot.training.checkpoints import checkpoints_of
 
 logger = get_logger(__name__)
 
 METRICS = "metrics.jsonl"
+# what the progress line shows, in this order
+SHOWN = {
+    "loss": "loss {:.4f}", "eval_loss": "held-out loss {:.4f}", "eval_bits_per_byte": "{:.4f} bits per byte",
+    "margin": "margin {:.4f}", "rewards/margins": "margin {:.4f}", "learning_rate": "lr {:.2e}",
+    "grad_norm": "grad norm {:.2f}", "tokens_per_second": "{:,.0f} tok/s", "mfu": "MFU {:.1%}",
+}  # fmt: skip
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -37,11 +44,11 @@ class Throughput:
 
     def reset(self, step: int) -> None:
         """Starts a new span at a step."""
-        self.step, self.since, self.paused = step, time.monotonic(), 0.0
+        self.step, self.since = step, time.monotonic()
 
     def measure(self, step: int) -> dict[str, float]:
         """`tokens_per_second` over all processes and, on a known GPU, `mfu`; empty when no step was made."""
-        seconds = time.monotonic() - self.since - self.paused
+        seconds = time.monotonic() - self.since
         tokens = (step - self.step) * self.tokens_per_step
         self.reset(step)
         if tokens <= 0 or seconds <= 0:
@@ -56,15 +63,21 @@ class Throughput:
 class MetricsCallback(TrainerCallback):
     """Appends every log event to metrics.jsonl and shows it: one moving line on a terminal, plain lines elsewhere."""
 
-    def __init__(self, run_dir: Path, throughput: Throughput, bits_per_nat_and_byte: float | None = None) -> None:
-        """`bits_per_nat_and_byte` turns nats per token into bits per byte: tokens / (bytes * ln 2)."""
-        self.path, self.throughput, self.to_bits = run_dir / METRICS, throughput, bits_per_nat_and_byte
-        self.run_dir, self.began, self.first_step = run_dir, time.monotonic(), 0
+    def __init__(
+        self, run_dir: Path, throughput: Throughput, bits_per_nat_and_byte: float | None = None, epochs: float = 1.0
+    ) -> None:
+        """`bits_per_nat_and_byte` turns nats per token into bits per byte: tokens / (bytes * ln 2).
+
+        `epochs`: passes over the corpus in what the trainer counts as one.
+        """
+        self.run_dir, self.path = run_dir, run_dir / METRICS
+        self.throughput, self.to_bits, self.epochs = throughput, bits_per_nat_and_byte, epochs
+        self.began, self.first_step = time.monotonic(), 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Drops lines of steps that the checkpoint does not have, so that a continued run has neither gaps nor doubles."""
+        """Drops lines of steps that the checkpoint does not have: a continued run has neither gaps nor doubles."""
         self.began, self.first_step = time.monotonic(), state.global_step
         self.throughput.reset(state.global_step)
         if is_main_process():
@@ -72,11 +85,19 @@ class MetricsCallback(TrainerCallback):
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None,
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> None:  # fmt: skip
-        """Writes and shows one event."""
+    ) -> None:
+        """Writes and shows one event; upstream's summary of a run would tell only of its last part."""
         record = {"step": state.global_step, **(logs or {})}
+        if "train_runtime" in record:
+            return
+        if "epoch" in record:
+            record["epoch"] = round(record["epoch"] * self.epochs, 4)
         if "eval_loss" in record and self.to_bits is not None:
             record["eval_bits_per_byte"] = record["eval_loss"] * self.to_bits
         if "loss" in record:
@@ -93,11 +114,12 @@ class MetricsCallback(TrainerCallback):
         """Leaves the evaluation out of the next tokens per second."""
         self.throughput.reset(state.global_step)
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leaves the saving out, too."""
+        self.throughput.reset(state.global_step)
+
     def _show(self, record: dict[str, Any], state: TrainerState) -> None:
-        words = {"loss": "loss {:.4f}", "eval_loss": "held-out loss {:.4f}", "eval_bits_per_byte": "{:.4f} bits per byte",
-                 "margin": "margin {:.4f}", "rewards/margins": "margin {:.4f}", "learning_rate": "lr {:.2e}",
-                 "grad_norm": "grad norm {:.2f}", "tokens_per_second": "{:,.0f} tok/s", "mfu": "MFU {:.1%}"}  # fmt: skip
-        parts = [text.format(float(record[key])) for key, text in words.items() if key in record]
+        parts = [text.format(float(record[key])) for key, text in SHOWN.items() if key in record]
         if not parts:
             return
         line = f"step {state.global_step}/{state.max_steps}  " + "  ".join([*parts, *self._outlook(record, state)])
@@ -113,10 +135,8 @@ class MetricsCallback(TrainerCallback):
         if "loss" not in record or not done:
             return []
         seconds = (time.monotonic() - self.began) / done * (state.max_steps - state.global_step)
-        saved = max((int(p.name.rsplit("-", 1)[1]) for p in self.run_dir.glob("checkpoint-*")), default=None)
-        return [f"ETA {int(seconds) // 3600}:{int(seconds) % 3600 // 60:02}:{int(seconds) % 60:02}"] + (
-            [] if saved is None else [f"saved {saved}"]
-        )
+        saved = [f"saved {c.name.removeprefix('checkpoint-')}" for c in checkpoints_of(self.run_dir)[-1:]]
+        return [f"ETA {int(seconds) // 3600}:{int(seconds) % 3600 // 60:02}:{int(seconds) % 60:02}", *saved]
 
 
 class StopOnSignal(TrainerCallback):
@@ -124,7 +144,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.stopped = False
+        self._stopping = False
         self._previous: dict[int, Any] = {}
 
     def on_train_begin(
@@ -150,7 +170,7 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Asks for a save and a stop; with several processes they agree every ten steps."""
+        """Asks for a save; with several processes they agree every ten steps."""
         if num_processes() > 1:
             if state.global_step % 10:
                 return
@@ -158,7 +178,16 @@ class StopOnSignal(TrainerCallback):
         else:
             stop = self.received is not None
         if stop and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = self.stopped = True
+            control.should_log = control.should_save = self._stopping = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Raises: KeyboardInterrupt once the checkpoint is there.
+
+        Upstream's way of stopping would load the best model, and may delete the checkpoint that was just written.
+        """
+        if self._stopping:
+            self.on_train_end(args, state, control)
+            raise KeyboardInterrupt
 
 
 def _any_process(flag: bool, device: torch.device) -> bool:
@@ -171,17 +200,27 @@ def _any_process(flag: bool, device: torch.device) -> bool:
 class StopOnNonFinite(TrainerCallback):
     """Stops before a checkpoint is written when the loss or the gradient is not a number."""
 
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Lets no step be saved whose numbers were not looked at."""
+        control.should_log = control.should_log or control.should_save
+
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None,
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Raises: FloatingPointError that names the step."""
         for key in ("loss", "grad_norm"):
             value = (logs or {}).get(key)
             if value is not None and not math.isfinite(float(value)):
                 raise FloatingPointError(
-                    f"{key} is {value} at step {state.global_step}: lower training.learning_rate, raise warmup_steps, or "
-                    "check the data; the last checkpoint is from before"
+                    f"{key} is {value} at step {state.global_step}: lower training.learning_rate, raise warmup_steps, "
+                    "or check the data; the last checkpoint is from before"
                 )
 
 
@@ -218,8 +257,13 @@ class SamplesCallback(TrainerCallback):
         ids = self.tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
         room = min(self.max_new_tokens, model.config.max_position_embeddings - ids.shape[1])
         out = model.generate(
-            ids, max_new_tokens=room, do_sample=True, temperature=0.8, use_cache=True, pad_token_id=self.tokenizer.pad_token_id,
-        )  # fmt: skip
+            ids,
+            max_new_tokens=room,
+            do_sample=True,
+            temperature=0.8,
+            use_cache=True,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
         model.config.use_cache = cached
         model.train(was_training)
         return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))

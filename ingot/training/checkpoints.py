@@ -24,7 +24,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint whose every file is as it was written; damaged ones are passed over with a line that says why."""
+    """The newest checkpoint whose every file is as it was written; a line says why a damaged one is passed over."""
     for checkpoint in reversed(checkpoints_of(run_dir)):
         problem = damage(checkpoint)
         if problem is None:
@@ -58,14 +58,17 @@ class SafeCheckpoints:
         finally:
             self._staging = False
         _wait_for_all()
+        best = run_dir / f"checkpoint-{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(best) if best == final or best.is_dir() else None
         if is_main_process():
+            # upstream wrote where the best checkpoint was staged, which a continued run would not find
+            self.state.save_to_json(str(run_dir / STAGING / final.name / "trainer_state.json"))
             write_checksums(run_dir / STAGING / final.name)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(run_dir / STAGING / final.name, final)
+            (run_dir / STAGING).rmdir()
             self._rotate(run_dir)
         _wait_for_all()
-        best = run_dir / f"checkpoint-{self.state.best_global_step}"
-        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
 
     def _rotate(self, run_dir: Path) -> None:
         """Deletes the oldest checkpoints beyond `save_total_limit`; never the newest or the best."""

@@ -185,17 +185,16 @@ def train(trainer: Any, before: MeasureBefore, tokens_per_row: float) -> None:
 
     Raises: KeyboardInterrupt after a signal, when a checkpoint has been saved.
     """
-    run_dir, stop = Path(trainer.args.output_dir), StopOnSignal()
+    run_dir = Path(trainer.args.output_dir)
     adapter_in_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)
-    for callback in (before, MetricsCallback(run_dir, _throughput(trainer, tokens_per_row)), StopOnNonFinite(), stop):
+    metrics = MetricsCallback(run_dir, _throughput(trainer, tokens_per_row))
+    for callback in (before, metrics, StopOnNonFinite(), StopOnSignal()):
         trainer.add_callback(callback)
     checkpoint = newest_checkpoint(run_dir)
     if checkpoint is not None:
         logger.info("continuing from %s", checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if stop.stopped:
-        raise KeyboardInterrupt
 
 
 def _throughput(trainer: Any, tokens_per_row: float) -> Throughput:

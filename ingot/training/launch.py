@@ -1,4 +1,4 @@
-"""How many processes run, on which device: set up before torch looks, and checked against what the launcher was asked for."""
+"""How many processes run, on which device: set up before torch looks, and held against what the launcher was told."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,9 @@ logger = get_logger(__name__)
 def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
     """Prepares this process for training and returns the training keys with the device added.
 
-    On a machine without a GPU it sets `use_cpu` and DS_ACCELERATOR=cpu; with several GPUs and one process it takes the first.
-    Raises: InputError when the launcher was asked for more processes than it started, or they do not know of each other.
+    On a machine without a GPU it sets `use_cpu` and DS_ACCELERATOR=cpu; of several GPUs one process takes the first.
+    Raises: InputError when the launcher was asked for more processes than it started, or they do not know of each
+    other.
     """
     asked = asked_processes()
     if asked is not None and asked != num_processes():
@@ -58,8 +59,8 @@ def _use_one_gpu() -> None:
     if len(visible) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[0]
         logger.info(
-            "one process on GPU %s of %d; for all of them: accelerate launch --config_file accelerate_configs/ddp.yaml "
-            "--num_processes %d scripts/STAGE.py --config RECIPE",
+            "one process on GPU %s of %d; for all of them: accelerate launch --config_file "
+            "accelerate_configs/ddp.yaml --num_processes %d scripts/STAGE.py --config RECIPE",
             visible[0], len(visible), len(visible),
         )  # fmt: skip
 
@@ -85,7 +86,7 @@ def _join_processes(on_cpu: bool) -> None:
 
 
 def asked_processes() -> int | None:
-    """The number of processes on the command line (or in the config file) of the `accelerate launch` above this process."""
+    """The number of processes that the command line or config file of the `accelerate launch` above this one says."""
     words = next(_launch_commands(), None)
     if words is None:
         return None
@@ -94,15 +95,17 @@ def asked_processes() -> int | None:
     arguments, _ = launch_command_parser().parse_known_args(words)
     if arguments.num_processes is not None:
         return int(arguments.num_processes)
-    return _processes_of_config(arguments.config_file)
+    return _processes_of_config(arguments.config_file, arguments.cpu)
 
 
-def _processes_of_config(config_file: str | None) -> int | None:
+def _processes_of_config(config_file: str | None, on_cpu: bool) -> int | None:
+    """As accelerate reads it: `--cpu` leaves the default file out, and -1 means that the file does not say."""
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
-    if config_file is None and not Path(default_config_file).is_file():
+    if config_file is None and (on_cpu or not Path(default_config_file).is_file()):
         return None
-    return int(load_config_from_file(config_file).num_processes)
+    asked = int(load_config_from_file(config_file).num_processes)
+    return asked if asked > 0 else None
 
 
 def _launch_commands() -> Iterator[Sequence[str]]:
@@ -115,7 +118,8 @@ def _launch_commands() -> Iterator[Sequence[str]]:
         except psutil.Error:
             return
         for i, word in enumerate(words):
-            if word == "launch" and i and Path(words[i - 1]).name == "accelerate":
+            named = word == "launch" and i > 0 and Path(words[i - 1]).name == "accelerate"
+            module = word.replace("/", ".").removesuffix(".py").endswith("accelerate.commands.launch")
+            if named or module or Path(word).name == "accelerate-launch":
                 yield words[i + 1 :]
-            elif word.replace("/", ".").removesuffix(".py").endswith("accelerate.commands.launch"):
-                yield words[i + 1 :]
+                break

@@ -31,9 +31,10 @@ def orthogonalize(update: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfl
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon for the 2-D weights of the hidden layers, AdamW for embeddings, head, norms and biases.
 
-    A group with `matrices=True` is Muon's: Nesterov momentum, orthogonalised, scaled by 0.2 * sqrt(max(rows, columns)), which
-    gives AdamW's root mean square (Liu et al., 2025, "Muon is scalable for LLM training"), so both take like learning rates.
-    Under ZeRO-1/2 a group arrives as one flat slice of its matrices: momentum stays sliced, the update is gathered.
+    A group with `matrices=True` is Muon's: Nesterov momentum, orthogonalised, times 0.2 * sqrt(max(rows, columns)),
+    which gives AdamW's root mean square (Liu et al., 2025, "Muon is scalable for LLM training"): both take alike
+    learning rates. Under ZeRO-1/2 a group arrives as one flat slice of its matrices: momentum stays sliced, the
+    update is gathered.
     """
 
     def __init__(

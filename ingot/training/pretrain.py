@@ -38,8 +38,8 @@ class PretrainRun(RunSection):
     global_batch_size: int | None = Field(
         None,
         gt=0,
-        description="blocks in one optimizer step over all processes; sets gradient_accumulation_steps, so that a run is "
-        "the same on one process and on eight",
+        description="blocks in one optimizer step over all processes; sets gradient_accumulation_steps, so that a run "
+        "is the same on one process and on eight",
     )
     sample_prompts: list[str] = Field([], description="prompts that the model continues at every evaluation")
     sample_tokens: int = Field(64, gt=0, description="tokens of each of these samples")
@@ -65,6 +65,11 @@ class PretrainRecipe(Recipe, stage="pretrain"):
             yield "run.optimizer: also training.optim is set; keep one of them"
         if self.run.global_batch_size is not None and "gradient_accumulation_steps" in training:
             yield "training.gradient_accumulation_steps: follows from run.global_batch_size; keep one of them"
+        for key in ("eval_strategy", "save_strategy", "logging_strategy"):
+            if training.get(key) == "epoch":
+                yield f"training.{key}: epoch: blocks run on from one pass to the next; write steps and their number"
+        if training.get("train_sampling_strategy", "sequential") != "sequential":
+            yield "training.train_sampling_strategy: leave it out; the order of the blocks is drawn from training.seed"
         if "learning_rate" not in training:
             yield "training.learning_rate: missing; add it to the recipe or give --training.learning_rate=..."
 

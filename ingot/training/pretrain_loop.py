@@ -7,14 +7,16 @@ from typing import Any, cast
 
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from ingot.data.packing import EvaluationBlocks, TokenBlocks
+from ingot.data.shards import TokenShards
+from ingot.loading import load_tokenizer
 from ingot.planning.flops import training_flops_per_token
 from ingot.plots import plot_loss
 from ingot.recipe import InputError
-from ingot.runs import get_logger, is_main_process, num_processes, write_text
+from ingot.runs import get_logger, is_main_process, num_processes, sha256_file, write_text
 from ingot.tokenization.inspect import check_rows
 from ingot.training.callbacks import (
     METRICS,
@@ -40,12 +42,13 @@ def pretrain(recipe: PretrainRecipe, folder: Path, training: dict[str, Any]) -> 
     Raises: InputError for a recipe that contradicts itself, KeyboardInterrupt when stopped by a signal (after saving).
     """
     arguments, blocks = training_arguments(recipe, folder, training)
-    tokenizer = AutoTokenizer.from_pretrained(recipe.model.tokenizer)
+    tokenizer = load_tokenizer(recipe.model.tokenizer)
     set_seed(arguments.seed)
     model = build_model(recipe, tokenizer)
+    check_prompts(recipe, tokenizer, model.config.max_position_embeddings)
     train = TokenBlocks(recipe.data.shards, "train", recipe.data.seq_length, arguments.seed, blocks)
     heldout = EvaluationBlocks(recipe.data.shards, "validation", recipe.data.seq_length)
-    stop = StopOnSignal()
+    check_tokens(recipe, train.shards, tokenizer)
     trainer = PretrainTrainer(
         model=model,
         args=arguments,
@@ -53,7 +56,7 @@ def pretrain(recipe: PretrainRecipe, folder: Path, training: dict[str, Any]) -> 
         eval_dataset=cast(Dataset[Any], heldout),
         processing_class=tokenizer,
         optimizer_cls_and_kwargs=optimizer_for(recipe, arguments),
-        callbacks=[*callbacks(recipe, folder, arguments, model, tokenizer, heldout), stop],
+        callbacks=callbacks(recipe, folder, arguments, model, tokenizer, train, heldout),
     )
     trainer.remove_callback(PrinterCallback)
     describe(model, train, arguments, recipe)
@@ -61,8 +64,6 @@ def pretrain(recipe: PretrainRecipe, folder: Path, training: dict[str, Any]) -> 
     if checkpoint is not None:
         logger.info("continuing from %s", checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.stopped:
-        raise KeyboardInterrupt
     return conclude(trainer, folder, tokenizer, heldout, recipe)
 
 
@@ -100,7 +101,7 @@ def training_arguments(
 
 
 def batch_sizes(recipe: PretrainRecipe, values: dict[str, Any]) -> dict[str, Any]:
-    """Micro-batch and accumulation steps such that a step is `run.global_batch_size` blocks on any number of processes."""
+    """Micro-batch and accumulation that make a step `run.global_batch_size` blocks on any number of processes."""
     values.setdefault("per_device_train_batch_size", 8)
     wanted, processes = recipe.run.global_batch_size, num_processes()
     if wanted is None:
@@ -132,6 +133,27 @@ def build_model(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase) -> I
     config.bos_token_id = None
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     return IngotForCausalLM(config)
+
+
+def check_tokens(recipe: PretrainRecipe, shards: TokenShards, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises: InputError when the shards were made with another tokenizer than the model gets."""
+    file = Path(tokenizer.name_or_path) / "tokenizer.json"
+    if file.is_file() and sha256_file(file) != shards.description["tokenizer_sha256"]:
+        raise InputError(
+            f"data.shards: {recipe.data.shards} holds tokens of another tokenizer than model.tokenizer "
+            f"({recipe.model.tokenizer}): name the one of its recipe.yaml, or run prepare_data with this one"
+        )
+
+
+def check_prompts(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
+    """Raises: InputError for a prompt that the model cannot continue."""
+    for prompt in recipe.run.sample_prompts:
+        tokens = len(tokenizer(prompt)["input_ids"])
+        if not 0 < tokens < positions:
+            raise InputError(
+                f"run.sample_prompts: '{prompt[:40]}' has {tokens} tokens; give 1 to {positions - 1}, so that "
+                f"one of the model's {positions} positions is left to continue it"
+            )
 
 
 def optimizer_for(recipe: PretrainRecipe, arguments: TrainingArguments) -> tuple[Any, dict[str, Any]] | None:
@@ -174,18 +196,23 @@ def callbacks(
     arguments: TrainingArguments,
     model: IngotForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
+    train: TokenBlocks,
     heldout: EvaluationBlocks,
 ) -> list[TrainerCallback]:
-    """Metrics, the check for numbers that are not finite, and samples."""
+    """Metrics, the check for numbers that are not finite, samples, and the stop on a signal."""
     seq_length = recipe.data.seq_length
     tokens_per_step = (
         seq_length * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * num_processes()
     )
-    flops = training_flops_per_token(model.num_parameters(), model.config, seq_length)
+    throughput = Throughput(
+        tokens_per_step, training_flops_per_token(model.num_parameters(), model.config, seq_length)
+    )
+    to_bits = 1 / (math.log(2) * heldout.bytes_per_target)
     return [
+        MetricsCallback(folder, throughput, to_bits, len(train) * seq_length / train.shards.num_tokens),
         StopOnNonFinite(),
-        MetricsCallback(folder, Throughput(tokens_per_step, flops), 1 / (math.log(2) * heldout.bytes_per_target)),
         SamplesCallback(folder, tokenizer, recipe.run.sample_prompts, recipe.run.sample_tokens),
+        StopOnSignal(),
     ]
 
 
@@ -236,9 +263,12 @@ def conclude(
 
 
 def last_evaluation(trainer: Trainer) -> float:
-    """The held-out loss of the finished model, in nats per token; evaluated now unless the last step just was."""
-    last = next((log for log in reversed(trainer.state.log_history) if "eval_loss" in log), {"step": -1})
-    return float(last["eval_loss"] if last["step"] == trainer.state.global_step else trainer.evaluate()["eval_loss"])
+    """The held-out loss of the finished model, in nats per token; evaluated now unless its step was."""
+    state = trainer.state
+    best = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
+    step = state.best_global_step if best else state.global_step
+    found = [log["eval_loss"] for log in state.log_history if "eval_loss" in log and log["step"] == step]
+    return float(found[-1] if found else trainer.evaluate()["eval_loss"])
 
 
 def save_model(trainer: Trainer, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,4 +1,4 @@
-"""transformers' Trainer for pretraining: whole checkpoints, and a held-out loss that no number of processes changes."""
+"""transformers' Trainer for pretraining: whole checkpoints, and a held-out loss that is the same on any machine."""
 
 import time
 from typing import Any
@@ -15,7 +15,7 @@ from ingot.training.checkpoints import SafeCheckpoints
 class PretrainTrainer(SafeCheckpoints, Trainer):
     """Trainer whose `eval_dataset` is EvaluationBlocks."""
 
-    eval_dataset: EvaluationBlocks
+    eval_dataset: EvaluationBlocks  # type: ignore[assignment]
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """The mean loss over all held-out labels, in nats per token; upstream's would average batches instead."""

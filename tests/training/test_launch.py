@@ -1,0 +1,202 @@
+"""What the launcher was asked for is held against what it started; the device is set before torch looks."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import accelerate
+import psutil
+import pytest
+import torch
+from accelerate.commands.config import config_args
+
+from ingot.recipe import InputError
+from ingot.training import launch
+from ingot.training.launch import asked_processes, prepare_launch
+
+CONFIGS = Path(__file__).parent.parent.parent / "accelerate_configs"
+Above = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def one_plain_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No launcher above, no GPU, no default configuration of accelerate."""
+    for name in ("WORLD_SIZE", "RANK", "ACCELERATE_USE_DEEPSPEED", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(launch, "has_gpu", lambda: False)
+    monkeypatch.setattr(launch, "glob", lambda pattern: [])
+    monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "default_config.yaml"))
+
+
+@pytest.fixture
+def above(monkeypatch: pytest.MonkeyPatch) -> Above:
+    """Puts processes with these command lines above this one, nearest first."""
+
+    class Parent:
+        def __init__(self, line: str | None) -> None:
+            self.line = line
+
+        def cmdline(self) -> list[str]:
+            if self.line is None:
+                raise psutil.AccessDenied(1)
+            return self.line.split()
+
+    class Process:
+        lines: tuple[str | None, ...] = ()
+
+        def parents(self) -> list[Parent]:
+            return [Parent(line) for line in self.lines]
+
+    def use(*lines: str | None) -> None:
+        monkeypatch.setattr(Process, "lines", lines)
+
+    monkeypatch.setattr(psutil, "Process", Process)
+    return use
+
+
+SCRIPT = "scripts/pretrain.py --config x.yaml --num_processes 99"
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        (f"/venv/bin/python /venv/bin/accelerate launch --cpu --num_processes 2 {SCRIPT}", 2),
+        (f"/venv/bin/accelerate launch --num_processes=4 {SCRIPT}", 4),
+        (f"python -m accelerate.commands.launch --multi_gpu --num_processes 3 {SCRIPT}", 3),
+        (f"python /site-packages/accelerate/commands/launch.py --num_processes 3 {SCRIPT}", 3),
+        (f"/venv/bin/python /venv/bin/accelerate-launch --num_processes 5 {SCRIPT}", 5),
+        (f"/venv/bin/accelerate launch --config_file {CONFIGS}/cpu_ddp.yaml {SCRIPT}", 2),
+        (f"/venv/bin/accelerate launch --config_file {CONFIGS}/zero2.yaml {SCRIPT}", 8),
+        (f"/venv/bin/accelerate launch --config_file {CONFIGS}/zero2.yaml --num_processes 2 {SCRIPT}", 2),
+        (f"/venv/bin/accelerate launch {SCRIPT}", None),
+        (f"python {SCRIPT}", None),
+        ("make launch", None),
+    ],
+)
+def test_the_launchers_command_line_is_read(line: str, asked: int | None, above: Above) -> None:
+    above("bash -c run", line, "/sbin/init")
+    assert asked_processes() == asked
+
+
+def test_processes_that_cannot_be_read_end_the_search(above: Above) -> None:
+    above(None, "accelerate launch --num_processes 2 x.py")
+    assert asked_processes() is None
+
+
+def test_the_default_configuration_counts_unless_cpu_is_asked_for(above: Above, tmp_path: Path) -> None:
+    text = (CONFIGS / "ddp.yaml").read_text()
+    (tmp_path / "default_config.yaml").write_text(text)
+    above(f"accelerate launch {SCRIPT}")
+    assert asked_processes() == 8
+    above(f"accelerate launch --cpu {SCRIPT}")
+    assert asked_processes() is None
+    (tmp_path / "default_config.yaml").write_text(text.replace("num_processes: 8\n", ""))
+    above(f"accelerate launch {SCRIPT}")
+    assert asked_processes() is None
+
+
+@pytest.mark.parametrize(("asked", "started"), [(2, None), (4, "2"), (1, "2")])
+def test_another_number_than_asked_for_is_refused(
+    asked: int, started: str | None, above: Above, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    above(f"accelerate launch --cpu --num_processes {asked} {SCRIPT}")
+    if started:
+        monkeypatch.setenv("WORLD_SIZE", started)
+    with pytest.raises(InputError) as caught:
+        prepare_launch({})
+    assert f"{asked} processes were asked for and {started or 1} started" in str(caught.value)
+    assert f"accelerate_configs/cpu_ddp.yaml --num_processes {asked}" in str(caught.value)
+
+
+def test_without_a_gpu_everything_runs_on_the_cpu(above: Above) -> None:
+    above()
+    assert prepare_launch({"learning_rate": 1.0}) == {"learning_rate": 1.0, "use_cpu": True}
+    assert os.environ["DS_ACCELERATOR"] == "cpu" and os.environ["ACCELERATE_USE_CPU"] == "true"
+
+
+def test_with_a_gpu_nothing_is_changed_unless_the_cpu_is_asked_for(
+    above: Above, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    above()
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(launch, "has_gpu", lambda: True)
+    assert prepare_launch({"bf16": True}) == {"bf16": True}
+    assert not {"DS_ACCELERATOR", "ACCELERATE_USE_CPU"} & set(os.environ)
+    assert prepare_launch({"use_cpu": True}) == {"use_cpu": True}
+    assert os.environ["ACCELERATE_USE_CPU"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("variable", "devices", "expected"),
+    [("2,3", 8, "2"), ("1", 8, "1"), ("", 8, ""), (None, 4, "0"), (None, 1, None), (None, 0, None)],
+)
+def test_one_process_takes_the_first_gpu_it_may(
+    variable: str | None, devices: int, expected: str | None, above: Above, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    above()
+    monkeypatch.setattr(launch, "glob", lambda pattern: [f"/dev/nvidia{i}" for i in range(devices)])
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    prepare_launch({})
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected
+
+
+class State:
+    """A PartialState whose group has `size` processes."""
+
+    size = 2
+    made: list[dict[str, Any]] = []
+
+    def __init__(self, **options: Any) -> None:
+        self.made.append(options)
+        self.num_processes = self.size
+
+
+@pytest.fixture
+def state(monkeypatch: pytest.MonkeyPatch) -> type[State]:
+    monkeypatch.setattr(State, "made", [])
+    monkeypatch.setattr(accelerate, "PartialState", State)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    return State
+
+
+def test_several_processes_on_the_cpu_join_and_keep_every_gpu_visible(
+    state: type[State], above: Above, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    above(f"accelerate launch --config_file {CONFIGS}/cpu_ddp.yaml {SCRIPT}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert prepare_launch({})["use_cpu"] is True
+    assert state.made == [{"cpu": True}] and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(
+    state: type[State], above: Above, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    above()
+    monkeypatch.setattr(state, "size", 1)
+    with pytest.raises(InputError, match="2 processes were started but each trains alone"):
+        prepare_launch({})
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_deepspeed_gets_its_backend_and_is_not_told_of_the_cpu(
+    gpu: bool, state: type[State], above: Above, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    above()
+    backends: list[str] = []
+    deepspeed = SimpleNamespace(init_distributed=lambda dist_backend: backends.append(dist_backend))
+    monkeypatch.setitem(sys.modules, "deepspeed", deepspeed)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr(launch, "has_gpu", lambda: gpu)
+    values = prepare_launch({})
+    assert backends == ["nccl" if gpu else "gloo"]
+    assert values == ({} if gpu else {"use_cpu": False, "ddp_backend": "gloo"})
+    assert os.environ.get("ACCELERATE_USE_CPU", "false") == "false"
+
+
+def test_has_gpu_asks_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert launch.has_gpu() == (torch.cuda.is_available() or torch.backends.mps.is_available())
