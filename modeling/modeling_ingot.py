@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
@@ -289,12 +290,9 @@ class IngotExperts(nn.Module):
     def __init__(self, config: IngotConfig) -> None:
         super().__init__()
         self.num_experts = config.num_experts
-        self.gate_up_proj = nn.Parameter(
-            torch.empty(config.num_experts, 2 * config.moe_intermediate_size, config.hidden_size)
-        )
-        self.down_proj = nn.Parameter(
-            torch.empty(config.num_experts, config.hidden_size, config.moe_intermediate_size)
-        )
+        width, inner = config.hidden_size, config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(config.num_experts, 2 * inner, width))
+        self.down_proj = nn.Parameter(torch.empty(config.num_experts, width, inner))
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -323,11 +321,19 @@ class IngotSparseMoeBlock(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mixture, shaped as its input (B, T, D), and the router's logits (N, E)."""
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])  # (N, D)
+        flat = flat.to(compute_dtype(flat))  # once, not once per product
         router_logits, weights, chosen = self.gate(flat)
-        output = self.experts(flat, chosen, weights)
+        output = self._mix(flat, chosen, weights)
         if self.shared_expert is not None:
             output = output + self.shared_expert_gate(flat).sigmoid() * self.shared_expert(flat)
         return output.view(hidden_states.shape), router_logits
+
+    def _mix(self, flat: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Run the experts with weights in autocast's dtype: it does not cast for the library's grouped products."""
+        if not torch.is_autocast_enabled(flat.device.type):
+            return self.experts(flat, chosen, weights)
+        cast = {name: weight.to(flat.dtype) for name, weight in self.experts.named_parameters()}
+        return functional_call(self.experts, cast, (flat, chosen, weights))
 
 
 def load_balancing_loss(

@@ -145,6 +145,7 @@ def suite() -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)
     (folder / "test_ingot.py").write_text(SUITE)
+    (CACHE / "pytest.ini").write_text("[pytest]\n")  # some of the tests start pytest again: not with our settings
     return folder
 
 
@@ -153,8 +154,8 @@ def suite() -> Path:
 @pytest.mark.parametrize("name", ["DenseTest", "ExpertsTest", "OtherPartsTest"])
 def test_common_model_tests(suite: Path, name: str) -> None:
     report = suite.parent / f"{name}.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", str(suite.parent), "-rs"]
-    command += ["-p", "no:cacheprovider", f"--junitxml={report}", f"suite/test_ingot.py::{name}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
+    command += [f"--junitxml={report}", f"suite/test_ingot.py::{name}"]
     run = subprocess.run(command, cwd=suite.parent, capture_output=True, text=True)
     counts = ElementTree.parse(report).getroot()[0].attrib
     passed = int(counts["tests"]) - int(counts["skipped"]) - int(counts["failures"]) - int(counts["errors"])
