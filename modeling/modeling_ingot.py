@@ -719,7 +719,6 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        shift_labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool | None = None,
         **kwargs: Any,
@@ -727,9 +726,11 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
         """Run the model; with `labels` (B, T), -100 where there is none, also the loss.
 
         `num_items_in_batch` is the number of labels of the whole optimizer step: the loss is then the sum over this
-        batch divided by it, so that the losses of all micro-batches add up to the mean. `shift_labels` are labels
-        already moved by one place.
+        batch divided by it, so that the losses of all micro-batches add up to the mean. The keyword `shift_labels`
+        takes labels already moved by one place.
         """
+        # not in the signature: Trainer takes every parameter named *labels for one that each batch must have
+        shift_labels = kwargs.pop("shift_labels", None)
         if labels is not None and shift_labels is None:
             shift_labels = F.pad(labels[..., 1:], (0, 1), value=-100)  # position t predicts token t + 1
         if shift_labels is not None and use_cache is None:
