@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
@@ -55,6 +55,8 @@ def pretrain(recipe: PretrainRecipe, folder: Path, training: dict[str, Any]) -> 
         train_dataset=cast(Dataset[Any], train),
         eval_dataset=cast(Dataset[Any], heldout),
         processing_class=tokenizer,
+        # upstream's own would add an attention mask, which takes away the walls between documents
+        data_collator=default_collate,
         optimizer_cls_and_kwargs=optimizer_for(recipe, arguments),
         callbacks=callbacks(recipe, folder, arguments, model, tokenizer, train, heldout),
     )
@@ -96,7 +98,7 @@ def training_arguments(
     try:
         arguments = TrainingArguments(**{**defaults, **values, **fixed})
     except (TypeError, ValueError, ImportError) as error:
-        raise InputError(f"training: {error}") from error
+        raise InputError(f"training: {' '.join(str(error).split())}") from error
     return arguments, steps * per_step
 
 
