@@ -446,21 +446,25 @@ class IngotPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise one module; the library calls this only for modules with parameters or buffers of their own."""
-        super()._init_weights(module)  # normal(initializer_range), ones in norms, zero biases, RoPE's buffers
-        if isinstance(module, nn.Linear | IngotTopKRouter):
-            self._init_projection(module.weight)
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=self._initial_std(module, module.weight))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, IngotTopKRouter):
+            init.normal_(module.weight, std=self._initial_std(module, module.weight))
         elif isinstance(module, IngotExperts):
-            self._init_projection(module.gate_up_proj)
-            self._init_projection(module.down_proj, into_residual=True)
+            init.normal_(module.gate_up_proj, std=self._initial_std(module, module.gate_up_proj))
+            init.normal_(module.down_proj, std=self._initial_std(module, module.down_proj, into_residual=True))
+        else:
+            super()._init_weights(module)  # embeddings, norms, RoPE's buffers
 
-    def _init_projection(self, weight: torch.Tensor, into_residual: bool = False) -> None:
-        """Draw a weight (..., outputs, inputs) by `initializer_method`."""
-        std = self.config.initializer_range
+    def _initial_std(self, module: nn.Module, weight: torch.Tensor, into_residual: bool = False) -> float:
+        """Standard deviation of a projection's weight (..., outputs, inputs) by `initializer_method`."""
         if self.config.initializer_method == "fan_in":
-            std = weight.shape[-1] ** -0.5
-        elif self.config.initializer_method == "scaled_normal" and into_residual:
-            std = std / math.sqrt(2 * self.config.num_hidden_layers)
-        init.normal_(weight, std=std)
+            return weight.shape[-1] ** -0.5
+        if self.config.initializer_method == "scaled_normal" and into_residual:
+            return self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+        return self.config.initializer_range
 
 
 class IngotModel(IngotPreTrainedModel):
@@ -481,14 +485,15 @@ class IngotModel(IngotPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        std = self.config.embedding_initializer_range
-        layers = [layer for layer in self.layers if isinstance(layer, IngotDecoderLayer)]
-        if isinstance(module, nn.Linear) and any(module is last for layer in layers for last in layer.outputs()):
-            self._init_projection(module.weight, into_residual=True)
-        elif module is self.embed_tokens and std is not None:
-            init.normal_(module.weight, std=std)
+        if module is self.embed_tokens and self.config.embedding_initializer_range is not None:
+            init.normal_(module.weight, std=self.config.embedding_initializer_range)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
+
+    def _initial_std(self, module: nn.Module, weight: torch.Tensor, into_residual: bool = False) -> float:
+        layers = [layer for layer in self.layers if isinstance(layer, IngotDecoderLayer)]
+        last = any(module is output for layer in layers for output in layer.outputs())
+        return super()._initial_std(module, weight, into_residual or last)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -506,7 +511,7 @@ class IngotModel(IngotPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (B, T, D)
-        self._refuse_unsupported(inputs_embeds.shape[1])
+        self._refuse_unsupported_backend()
         # Masks come before a new cache: an empty one hides from the library that documents are packed.
         masks = self._attention_masks(inputs_embeds, attention_mask, position_ids, past_key_values)
         if past_key_values is None and attention_mask is None and position_ids is not None:
@@ -537,17 +542,12 @@ class IngotModel(IngotPreTrainedModel):
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
 
-    def _refuse_unsupported(self, num_tokens: int) -> None:
-        config = self.config
-        if config.position_embedding_type == "alibi" and config._attn_implementation not in ("eager", "sdpa"):
+    def _refuse_unsupported_backend(self) -> None:
+        backend = self.config._attn_implementation
+        if self.config.position_embedding_type == "alibi" and backend not in ("eager", "sdpa"):
             raise ValueError(
-                f"position_embedding_type 'alibi' adds to the attention scores, which attn_implementation "
-                f"'{config._attn_implementation}' cannot: choose 'sdpa' or 'eager'"
-            )
-        if config.position_embedding_type == "learned" and num_tokens > config.max_position_embeddings:
-            raise ValueError(
-                f"{num_tokens} tokens are more than max_position_embeddings {config.max_position_embeddings}, "
-                "the number of learned positions"
+                f"position_embedding_type 'alibi' adds to the attention scores, which attn_implementation '{backend}' "
+                "cannot: choose 'sdpa' or 'eager'"
             )
 
     def _packed_lengths(self, position_ids: torch.Tensor) -> dict[str, Any]:
@@ -570,6 +570,11 @@ class IngotModel(IngotPreTrainedModel):
         if config.embedding_multiplier != 1.0:
             hidden_states = hidden_states * config.embedding_multiplier
         if config.position_embedding_type == "learned":
+            can_look = (
+                position_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+            )  # at the numbers, freely
+            if can_look and position_ids.max() >= config.max_position_embeddings:
+                raise ValueError(f"a position is beyond max_position_embeddings {config.max_position_embeddings}")
             hidden_states = hidden_states + self.embed_positions(position_ids)
         elif config.position_embedding_type == "sinusoidal":
             positions = sinusoidal_positions(position_ids, config.hidden_size)
@@ -697,15 +702,12 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
     def __init__(self, config: IngotConfig) -> None:
         super().__init__(config)
         self.model = IngotModel(config)
-        self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self.lm_head and self.config.lm_head_initializer_range is not None:
-            init.normal_(module.weight, std=self.config.lm_head_initializer_range)
+    def _initial_std(self, module: nn.Module, weight: torch.Tensor, into_residual: bool = False) -> float:
+        own = self.config.lm_head_initializer_range if module is self.lm_head else None
+        return super()._initial_std(module, weight, into_residual) if own is None else own
 
     @can_return_tuple
     def forward(
@@ -735,7 +737,9 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
             shift_labels = F.pad(labels[..., 1:], (0, 1), value=-100)  # position t predicts token t + 1
         if shift_labels is not None and use_cache is None:
             use_cache = False
-        balance = self.config.num_experts > 0 and self._wants_balance(output_router_logits, shift_labels)
+        balance = self._wants_balance(output_router_logits, shift_labels)
+        if self.config.num_experts > 0:
+            kwargs["output_router_logits"] = balance
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -743,24 +747,21 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            output_router_logits=balance,
             **kwargs,
         )
         hidden_states, logits, loss, aux_loss = outputs.last_hidden_state, None, None, None
         if shift_labels is None:
-            logits = self._logits(hidden_states, logits_to_keep)
+            logits = self._logits(_keep(hidden_states, logits_to_keep))
         else:
             shift_labels = shift_labels.to(hidden_states.device)
             loss, logits = self._loss(hidden_states, shift_labels, num_items_in_batch, skip_logits)
             logits = None if logits is None else _keep(logits, logits_to_keep)
         if balance:
-            rows = attention_mask  # of new tokens: with a cache the mask also covers what was seen before
-            rows = rows[:, -hidden_states.shape[1] :] if isinstance(rows, torch.Tensor) and rows.dim() == 2 else None
-            aux_loss = load_balancing_loss(outputs.router_logits, self.config.num_experts_per_tok, rows)
-            if loss is not None and shift_labels is not None:
-                # one micro-batch of several adds its share of labels, so that the whole step adds the coefficient
-                share = 1.0 if num_items_in_batch is None else (shift_labels != -100).sum() / num_items_in_batch
-                loss = loss + self.config.router_aux_loss_coef * share * aux_loss.to(loss.device)
+            aux_loss = self._balance_loss(outputs.router_logits, attention_mask, hidden_states.shape[1])
+        if aux_loss is not None and loss is not None:
+            # a micro-batch adds its share of the labels, so that a whole optimizer step adds the coefficient once
+            share = 1.0 if num_items_in_batch is None else (shift_labels != -100).sum() / num_items_in_batch
+            loss = loss + self.config.router_aux_loss_coef * share * aux_loss.to(loss.device)
         return MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=aux_loss,
@@ -771,8 +772,8 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
             router_logits=outputs.router_logits,
         )
 
-    def _logits(self, hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor = 0) -> torch.Tensor:
-        logits = self.lm_head(_keep(hidden_states, logits_to_keep))  # (B, T or fewer, V)
+    def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        logits = self.lm_head(hidden_states)  # (..., V)
         return logits if self.config.logit_scale == 1.0 else logits * self.config.logit_scale
 
     def _loss(
@@ -826,18 +827,22 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
 
     def _chunk_rows(self) -> int:
         """Tokens whose float32 logits are made at a time: a cache full of them on a CPU, 1/64 of a GPU's memory."""
-        device = self.lm_head.weight.device
-        size = (
-            torch.cuda.get_device_properties(device).total_memory // 64 if device.type == "cuda" else CPU_CHUNK_BYTES
-        )
+        device, size = self.lm_head.weight.device, CPU_CHUNK_BYTES
+        if device.type == "cuda":
+            size = torch.cuda.get_device_properties(device).total_memory // 64
         return max(MIN_CHUNK_ROWS, size // (4 * self.config.vocab_size))
 
     def _wants_balance(self, asked: bool | None, shift_labels: torch.Tensor | None) -> bool:
         """Router logits are wanted when asked for, and for the load-balancing loss of a training step."""
-        if asked is not None:
-            return asked
+        if asked is not None or self.config.num_experts == 0:
+            return bool(asked) and self.config.num_experts > 0
         training_step = self.training and shift_labels is not None and self.config.router_aux_loss_coef > 0
         return self.config.output_router_logits or training_step
+
+    def _balance_loss(self, router_logits: tuple[torch.Tensor, ...], mask: Any, num_tokens: int) -> torch.Tensor:
+        """The load-balancing loss of new tokens; with a cache the mask (B, S) covers earlier ones too."""
+        rows = mask[:, -num_tokens:] if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+        return load_balancing_loss(router_logits, self.config.num_experts_per_tok, rows)
 
 
 def _keep(states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
