@@ -1,5 +1,6 @@
 """Building a byte-level BPE tokenizer and saving it as a folder that AutoTokenizer loads."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,6 +27,11 @@ PATTERNS: dict[PreTokenizerName, str] = {
         r"|\s+(?!\S)|\s+"
     ),
 }
+# beginnings of the names of a tokenizer's files
+TOKENIZER_FILES = (
+    "tokenizer", "chat_template", "special_tokens_map", "added_tokens", "vocab.", "merges.", "spiece.",
+    "sentencepiece.",
+)  # fmt: skip
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte and the special tokens
 
 
@@ -80,3 +86,12 @@ def save_tokenizer(tokenizer: "Tokenizer", folder: Path, pre_tokenizer: PreToken
         "chat_template": CHAT_TEMPLATE,
     }
     write_json(folder / "tokenizer_config.json", config)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies a tokenizer's files byte for byte: saving it anew would drop what old readers need."""
+    for file in source.iterdir():
+        if file.name.startswith(TOKENIZER_FILES) and file.is_dir():
+            shutil.copytree(file, target / file.name, dirs_exist_ok=True)
+        elif file.name.startswith(TOKENIZER_FILES):
+            shutil.copy2(file, target / file.name)

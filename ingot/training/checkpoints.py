@@ -71,9 +71,10 @@ class SafeCheckpoints:
         _wait_for_all()
 
     def _rotate(self, run_dir: Path) -> None:
-        """Deletes the oldest checkpoints beyond `save_total_limit`; never the newest or the best."""
+        """Deletes the oldest checkpoints beyond `save_total_limit`; never the one just written or the best."""
         limit = self.args.save_total_limit
-        kept = checkpoints_of(run_dir)
+        # a later one is damaged: the run was continued from an earlier
+        kept = [c for c in checkpoints_of(run_dir) if _step(c) <= self.state.global_step]
         if not limit or len(kept) <= limit:
             return
         best = run_dir / f"checkpoint-{self.state.best_global_step}"

@@ -26,6 +26,7 @@ from ingot.loading import load_model, load_tokenizer
 from ingot.planning.flops import training_flops_per_token
 from ingot.recipe import InputError
 from ingot.runs import get_logger, is_main_process, model_folder, num_processes, read_json, write_json
+from ingot.tokenization.build import copy_tokenizer
 from ingot.tokenization.chat_template import stop_token_ids
 from ingot.training.adapters import (
     TOLERANCE,
@@ -42,12 +43,6 @@ from ingot.training.heldout import answer_log_probs, mean_loss, packing_leak
 from modeling import IngotForCausalLM
 
 logger = get_logger(__name__)
-
-# beginnings of the names of a tokenizer's files, which pass from model folder to model folder unchanged
-TOKENIZER_FILES = (
-    "tokenizer", "chat_template", "special_tokens_map", "added_tokens", "vocab.", "merges.", "spiece.",
-    "sentencepiece.",
-)  # fmt: skip
 
 
 class Start(NamedTuple):
@@ -239,9 +234,7 @@ def write_model(model: PreTrainedModel, start: Start, end_of_turn: int, folder: 
     model.config = _result_config(start, model.dtype)
     model.generation_config = generation_config(start, end_of_turn)
     model.save_pretrained(staging)
-    for file in start.folder.iterdir():
-        if file.name.startswith(TOKENIZER_FILES):
-            (shutil.copytree if file.is_dir() else shutil.copy2)(file, staging / file.name)
+    copy_tokenizer(start.folder, staging)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(staging, folder)
 

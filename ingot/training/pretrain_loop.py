@@ -17,6 +17,7 @@ from ingot.planning.flops import training_flops_per_token
 from ingot.plots import plot_loss
 from ingot.recipe import InputError
 from ingot.runs import get_logger, is_main_process, num_processes, sha256_file, write_text
+from ingot.tokenization.build import copy_tokenizer
 from ingot.tokenization.inspect import check_rows
 from ingot.training.callbacks import (
     METRICS,
@@ -278,5 +279,5 @@ def save_model(trainer: Trainer, folder: Path, tokenizer: PreTrainedTokenizerBas
     cast(IngotForCausalLM, trainer.model).config.use_cache = True
     trainer.save_model(str(folder))
     if is_main_process():
-        tokenizer.save_pretrained(folder)
+        copy_tokenizer(Path(tokenizer.name_or_path), folder)
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says the same

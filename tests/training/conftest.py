@@ -1,5 +1,6 @@
 """A tiny corpus for every test, one that trains on it, and an environment that is left as it was."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -33,9 +34,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pretrain(corpus: Path, tmp_path: Path) -> Pretrain:
-    """Pretrains: (name of the run, `section__key=value` changes) -> (run folder, results)."""
+def pretrain(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretrain:
+    """Pretrains without a plot: (name of the run, `section__key=value` changes) -> (run folder, results)."""
+    from ingot.training import pretrain_loop
     from ingot.training.pretrain import run
+
+    monkeypatch.setattr(pretrain_loop, "plot_loss", lambda *args: None)
+    gc.freeze()  # the trainer collects garbage after every run, and what is imported is much to look through
 
     def pretrain(name: str = "pretrain", **changes: Any) -> tuple[Path, dict[str, Any]]:
         return tmp_path / name, run(pretrain_recipe(corpus, tmp_path / name, **changes))
