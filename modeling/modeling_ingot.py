@@ -570,9 +570,7 @@ class IngotModel(IngotPreTrainedModel):
         if config.embedding_multiplier != 1.0:
             hidden_states = hidden_states * config.embedding_multiplier
         if config.position_embedding_type == "learned":
-            can_look = (
-                position_ids.device.type == "cpu" and not torch.compiler.is_compiling()
-            )  # at the numbers, freely
+            can_look = position_ids.device.type == "cpu" and not torch.compiler.is_compiling()
             if can_look and position_ids.max() >= config.max_position_embeddings:
                 raise ValueError(f"a position is beyond max_position_embeddings {config.max_position_embeddings}")
             hidden_states = hidden_states + self.embed_positions(position_ids)
