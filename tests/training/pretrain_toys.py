@@ -53,7 +53,7 @@ def pretrain_tree(corpus: Path, run_dir: Path) -> dict[str, Any]:
             "max_steps": 12, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 3, "learning_rate": 1e-2,
             "lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.1, "adam_beta1": 0.9,
             "adam_beta2": 0.95, "max_grad_norm": 1.0, "bf16": False, "seed": 1, "logging_steps": 1,
-            "eval_strategy": "steps", "eval_steps": 6, "save_steps": 4, "save_total_limit": 2,
+            "eval_strategy": "steps", "eval_steps": 6, "save_steps": 4, "save_total_limit": 2, "use_cpu": True,
         },
         "run": {"dir": str(run_dir), "optimizer": "muon"},
     }  # fmt: skip
