@@ -512,7 +512,9 @@ class IngotModel(IngotPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (B, T, D)
         self._refuse_unsupported_backend()
-        # Masks come before a new cache: an empty one hides from the library that documents are packed.
+        if past_key_values is None and position_ids is not None and _says_nothing(attention_mask):
+            attention_mask = None  # the library looks for packed documents only where there is no mask ...
+        # ... and no cache, not even an empty one: so the masks come first
         masks = self._attention_masks(inputs_embeds, attention_mask, position_ids, past_key_values)
         if past_key_values is None and attention_mask is None and position_ids is not None:
             kwargs = {**self._packed_lengths(position_ids), **kwargs}
@@ -841,6 +843,13 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
         """The load-balancing loss of new tokens; with a cache the mask (B, S) covers earlier ones too."""
         rows = mask[:, -num_tokens:] if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
         return load_balancing_loss(router_logits, self.config.num_experts_per_tok, rows)
+
+
+def _says_nothing(mask: Any) -> bool:
+    """Whether a mask (B, S) is all ones; not looked at while compiling, where values are not known."""
+    return (
+        isinstance(mask, torch.Tensor) and mask.dim() == 2 and not torch.compiler.is_compiling() and bool(mask.all())
+    )
 
 
 def _keep(states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

@@ -23,14 +23,21 @@ def pack(tokens: Callable[..., torch.Tensor]) -> tuple[list[torch.Tensor], torch
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("use_cache", [None, False])
+@pytest.mark.parametrize("masked", [False, True], ids=["no_mask", "mask_of_ones"])
 def test_packed_documents_equal_documents_alone(
-    tiny: Callable[..., Any], tokens: Callable[..., torch.Tensor], kind: dict[str, Any], backend: str, use_cache: bool
+    tiny: Callable[..., Any],
+    tokens: Callable[..., torch.Tensor],
+    kind: dict[str, Any],
+    backend: str,
+    use_cache: bool | None,
+    masked: bool,
 ) -> None:
     model = tiny(**kind, attn_implementation=backend)
     documents, rows, positions = pack(tokens)
     with torch.no_grad():
         alone = [model(document).logits for document in documents]
-        packed = model(rows, position_ids=positions, use_cache=use_cache).logits
+        mask = torch.ones_like(rows) if masked else None
+        packed = model(rows, attention_mask=mask, position_ids=positions, use_cache=use_cache).logits
         leaking = model(rows).logits
     torch.testing.assert_close(packed[:1], torch.cat(alone, dim=1), rtol=0, atol=1e-5)
     torch.testing.assert_close(packed[1:], torch.cat(alone[::-1], dim=1), rtol=0, atol=1e-5)
