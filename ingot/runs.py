@@ -313,6 +313,7 @@ def open_run(recipe: Recipe) -> Iterator[RunFolder]:
     if num_processes() > 1:
         from accelerate import PartialState
 
+        check_inputs(recipe)  # on every process, so that none waits for one that ended
         with PartialState().main_process_first():
             folder = _prepare(recipe)
     else:

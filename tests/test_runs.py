@@ -213,6 +213,19 @@ def test_an_input_of_the_wrong_stage_is_refused(make: Make, tmp_path: Path) -> N
         run_toy(make(shards=str(tmp_path / "wrong")))
 
 
+def test_no_process_waits_for_one_that_misses_an_input(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import accelerate
+
+    monkeypatch.setattr(accelerate, "PartialState", lambda: pytest.fail("waits for the others"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(InputError, match=r"data\.shards: .*gone does not exist"):
+            run_toy(make(shards=str(tmp_path / "gone")))
+
+
 def test_a_hub_folder_is_an_input_where_the_key_allows_it(make: Make, tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub/config.json").write_text("{}")

@@ -1,0 +1,201 @@
+"""Real processes: two train what one trains, launches that cannot work are refused, Ctrl-C keeps everything."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ingot.loading import load_model
+from ingot.recipe_yaml import dump_yaml
+from ingot.runs import read_json
+from ingot.training.callbacks import read_metrics
+from ingot.training.checkpoints import checkpoints_of
+
+from .conftest import Pretrain
+from .pretrain_toys import pretrain_tree
+
+ROOT = Path(__file__).parent.parent.parent
+# DeepSpeed compiles its CPU part on first use, which takes a minute
+BUILT = any((Path.home() / ".cache/torch_extensions").glob("*/deepspeed_shm_comm/*.so"))
+UNLESS_BUILT = () if BUILT else pytest.mark.slow
+
+
+class Started:
+    """A process of its own group, with what it says."""
+
+    def __init__(self, words: list[str]) -> None:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja, for DeepSpeed
+        self.process = subprocess.Popen(
+            words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def read_until(self, beginning: str) -> None:
+        """Waits for a line."""
+        assert self.process.stdout is not None
+        lines = []
+        for line in self.process.stdout:
+            lines.append(line)
+            if line.startswith(beginning):
+                return
+        pytest.fail(f"ended before it said '{beginning}':\n{''.join(lines)}")
+
+    def finish(self) -> tuple[int, str]:
+        """Waits for the end: exit code and what was said since the last read."""
+        text, _ = self.process.communicate()
+        return self.process.returncode, text
+
+
+Start = Callable[..., Started]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a command; nothing of it is left after the test."""
+    started: list[Started] = []
+
+    def start(*words: str) -> Started:
+        started.append(Started([str(word) for word in words]))
+        return started[-1]
+
+    yield start
+    for one in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(one.process.pid, signal.SIGKILL)
+        one.process.wait()
+
+
+@pytest.fixture
+def recipe_file(corpus: Path, tmp_path: Path) -> Path:
+    """A recipe of eight blocks a step, however many processes there are."""
+    tree = pretrain_tree(corpus, tmp_path / "pretrain")
+    tree["run"]["global_batch_size"] = 8
+    del tree["training"]["use_cpu"]  # the script sets it itself
+    path = tmp_path / "pretrain.yaml"
+    path.write_text(dump_yaml(tree))
+    return path
+
+
+def launch(config: str, *words: str) -> list[str]:
+    """A command line of `accelerate launch` for two processes on a free port."""
+    options = [
+        "--config_file",
+        f"accelerate_configs/{config}.yaml",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    ]
+    return [sys.executable, "-m", "accelerate.commands.launch", *options, "scripts/pretrain.py", *words]
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    """Losses and gradient norms, in order."""
+    wanted = ("step", "loss", "grad_norm", "eval_loss")
+    return [{k: line[k] for k in wanted if k in line} for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert len(found) == len(expected)
+    for here, there in zip(found, expected, strict=True):
+        assert here == pytest.approx(there, abs=1e-5)
+
+
+CONFIGS = [
+    pytest.param("cpu_ddp", "muon"),
+    pytest.param("zero2", "muon", marks=UNLESS_BUILT),
+    pytest.param("zero1", None, marks=pytest.mark.slow),
+    pytest.param("zero3", None, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("config", "optimizer"), CONFIGS)
+def test_two_processes_train_what_one_trains(
+    config: str, optimizer: str | None, start: Start, recipe_file: Path, tmp_path: Path, pretrain: Pretrain
+) -> None:
+    if config != "cpu_ddp":
+        pytest.importorskip("deepspeed")
+    two = tmp_path / "two"
+    words = ["--config", str(recipe_file), f"--run.dir={two}", f"--run.optimizer={optimizer or 'null'}"]
+    process = start(*launch(config, *words))
+    one, expected = pretrain("one", run__global_batch_size=8, run__optimizer=optimizer)
+    code, text = process.finish()
+    assert code == 0, text
+    assert "2 processes on CPU" in text and text.count("step 12/12  loss") == 1  # only the first one speaks
+    assert_close(numbers(two), numbers(one))
+    results = read_json(two / "manifest.json")["results"]
+    assert results["heldout_loss"] == pytest.approx(expected["heldout_loss"], abs=1e-5)
+    there = load_model(one).state_dict()
+    for name, tensor in load_model(two).state_dict().items():
+        assert (tensor - there[name]).abs().max() < 1e-4, name
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_processes_continues_in_one(
+    start: Start, recipe_file: Path, tmp_path: Path, pretrain: Pretrain
+) -> None:
+    words = ["--config", str(recipe_file), "--training.max_steps=200", "--training.eval_steps=100"]
+    process = start(*launch("cpu_ddp", *words, "--training.save_steps=100"))
+    process.read_until("step 1/200")
+    os.killpg(process.process.pid, signal.SIGINT)
+    code, text = process.finish()
+    assert code == 1 and "interrupted; run the same command again" in text, text  # accelerate's exit code
+    run_dir = tmp_path / "pretrain"
+    (checkpoint,) = checkpoints_of(run_dir)
+    assert 0 < int(checkpoint.name.removeprefix("checkpoint-")) < 200
+    changes: dict[str, Any] = {"training__max_steps": 200, "training__eval_steps": 100, "training__save_steps": 100}
+    changes |= {"run__global_batch_size": 8, "training__use_cpu": None}
+    continued, _ = pretrain("pretrain", **changes)
+    whole, _ = pretrain("whole", **changes)
+    assert len(numbers(continued)) == len(numbers(whole)) == 202
+    for here, there in zip(numbers(continued), numbers(whole), strict=True):
+        assert here == pytest.approx(there, abs=2e-3)  # rounding, through 200 steps
+
+
+def test_launches_that_start_one_process_are_refused(start: Start, recipe_file: Path, tmp_path: Path) -> None:
+    multi_cpu = tmp_path / "multi_cpu.yaml"
+    text = (ROOT / "accelerate_configs/cpu_ddp.yaml").read_text().replace("MULTI_GPU", "MULTI_CPU")
+    multi_cpu.write_text(text.replace("use_cpu: false", "use_cpu: true"))
+    script = ["scripts/pretrain.py", "--config", str(recipe_file)]
+    module = [sys.executable, "-m", "accelerate.commands.launch"]
+    processes = [
+        start(*module, "--cpu", "--num_processes", "2", *script),
+        start(*module, "--config_file", str(multi_cpu), *script),
+    ]
+    for process in processes:
+        code, text = process.finish()
+        assert code == 1 and "non-zero exit status 2" in text, text  # accelerate's exit code, and the script's
+        assert "error: 2 processes were asked for and 1 started" in text
+        assert "accelerate launch --config_file accelerate_configs/cpu_ddp.yaml --num_processes 2" in text
+    assert not (tmp_path / "pretrain").exists()
+
+
+def test_ctrl_c_keeps_everything(
+    start: Start, recipe_file: Path, tmp_path: Path, pretrain: Pretrain, weights: Callable[[Path], Any]
+) -> None:
+    words = ["--config", str(recipe_file), "--training.max_steps=300", "--training.eval_steps=100"]
+    process = start(sys.executable, "scripts/pretrain.py", *words, "--training.save_steps=100")
+    process.read_until("step 1/300")
+    os.killpg(process.process.pid, signal.SIGINT)
+    code, text = process.finish()
+    assert code == 130, text
+    assert "SIGINT: saving a checkpoint after this step" in text
+    assert text.rstrip().endswith("interrupted; run the same command again to continue")
+    run_dir = tmp_path / "pretrain"
+    (checkpoint,) = checkpoints_of(run_dir)
+    assert not (run_dir / "manifest.json").exists() and not (run_dir / ".staging").exists()
+    changes: dict[str, Any] = {"training__max_steps": 300, "training__eval_steps": 100, "training__save_steps": 100}
+    changes |= {"run__global_batch_size": 8, "training__use_cpu": None}
+    continued, _ = pretrain("pretrain", **changes)
+    whole, _ = pretrain("whole", **changes)
+    assert "continuing from" in (run_dir / "log.txt").read_text() and not list(tmp_path.glob("*.old-*"))
+    assert numbers(continued) == numbers(whole)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(continued)[name], tensor), name
