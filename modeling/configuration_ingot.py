@@ -178,6 +178,8 @@ class IngotConfig(PreTrainedConfig):
             raise ValueError("; ".join(doubts + problems))
         if not self.use_sliding_window:
             self.sliding_window = None
+        # the library may add to the plan; to a type checker it is a class variable
+        setattr(self, "base_model_tp_plan", _tensor_parallel_plan(self))  # noqa: B010
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
             self.rope_parameters = None  # type: ignore[assignment]  # upstream fills it for every model
@@ -238,7 +240,6 @@ class IngotConfig(PreTrainedConfig):
             self.mlp_only_layers = []
         if self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = 0.001 if self.num_experts else 0.0
-        setattr(self, "base_model_tp_plan", _tensor_parallel_plan(self))  # noqa: B010  a class variable upstream
 
     def _problems(self) -> Iterator[str]:
         yield from _size_problems(self)
@@ -282,10 +283,7 @@ def _rope_problems(parameters: dict[str, Any]) -> Iterator[str]:
 
 
 def _size_problems(config: IngotConfig) -> Iterator[str]:
-    names = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim"
-    )
-    for name in [*names.split(), "max_position_embeddings", "decoder_sparse_step"]:
+    for name in _AT_LEAST_ONE:
         value = getattr(config, name)
         if value is not None and value < 1:
             yield f"{name} is {value}; it must be at least 1"

@@ -50,6 +50,7 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
         ({"shared_expert_intermediate_size": 8}, "shared_expert_intermediate_size is 8 but num_experts is 0"),
         ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef and output_router_logits need num_experts"),
         ({"num_experts": 4}, "num_experts_per_tok must be given"),
+        ({**EXPERTS, "decoder_sparse_step": 0}, "decoder_sparse_step is 0; it must be at least 1"),
         ({**EXPERTS, "num_experts_per_tok": 5}, "num_experts_per_tok 5 is more than num_experts 4"),
         ({**EXPERTS, "mlp_gated": False}, "num_experts needs mlp_gated true"),
         ({**EXPERTS, "mlp_only_layers": [2]}, "there is no layer 2, only 0 to 1"),
