@@ -24,7 +24,7 @@ from ingot.serving.chat import ChatRecipe, chat_folder, run
 from ingot.serving.chat_page import PageOptions, build_page, create_page
 from ingot.serving.engine import EmbeddedEngine
 from ingot.serving.loading import LoadedModel
-from ingot.serving.terminal import Terminal, changed
+from ingot.serving.terminal import CONTROL, Terminal, changed
 from ingot.serving.text import Message
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +130,7 @@ def test_the_engine_answers_with_the_model(loaded: LoadedModel, engine: Embedded
     ids = loaded.codec.encode_chat([{"role": "user", "content": "Hello"}])
     prompt = torch.tensor([ids])
     output = loaded.model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=10, do_sample=False)
-    assert text == loaded.codec.decode(output[0, len(ids) :].tolist()) + "\n"
+    assert text == CONTROL.sub("", loaded.codec.decode(output[0, len(ids) :].tolist())) + "\n"
 
 
 def test_the_oldest_messages_make_room(loaded: LoadedModel, engine: EmbeddedEngine) -> None:
@@ -290,7 +290,7 @@ def test_the_page_streams(page: str, loaded: LoadedModel, engine: EmbeddedEngine
     with visiting(page) as client:
         job = client.submit("Hello", "", 0.0, 0.95, 10, api_name="/chat")
         answer = job.result(timeout=30)
-        assert answer + "\n" == talk(LocalBackend(loaded, engine), "Hello")
+        assert CONTROL.sub("", answer) + "\n" == talk(LocalBackend(loaded, engine), "Hello")
         assert len(job.outputs()) > 1
         assert all(answer.startswith(part) for part in job.outputs())
         completed = client.predict("The cat", 0.0, 0.95, 10, api_name="/complete")
