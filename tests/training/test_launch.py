@@ -24,7 +24,8 @@ Above = Callable[..., None]
 @pytest.fixture(autouse=True)
 def one_plain_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No launcher above, no GPU, no default configuration of accelerate."""
-    for name in ("WORLD_SIZE", "RANK", "ACCELERATE_USE_DEEPSPEED", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):
+    accelerates = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU")
+    for name in ("WORLD_SIZE", "RANK", *accelerates, "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(launch, "has_gpu", lambda: False)
     monkeypatch.setattr(launch, "glob", lambda pattern: [])
