@@ -159,7 +159,7 @@ def _chosen_loss(rows: Tensor) -> float:
 
 
 def _trainer(recipe: DPORecipe, args: Any, start: Start, pairs: list[Pair], held_out: list[Pair]) -> Any:
-    from ingot.training import adapters, finetune
+    from ingot.training import adapters, trl_trainers
 
     load = adapters.load_start_model
     model = load(start.folder, recipe.model, args.device)
@@ -167,7 +167,7 @@ def _trainer(recipe: DPORecipe, args: Any, start: Start, pairs: list[Pair], held
     # with an adapter, the reference is the model without it; with precomputed log-probabilities it is not needed
     needs_reference = recipe.model.adapter == "none" and not args.precompute_ref_log_probs
     cache = Path(args.output_dir) / ".cache"
-    return finetune.SafeDPOTrainer(
+    return trl_trainers.SafeDPOTrainer(
         model=model,
         ref_model=load(start.folder, recipe.model, args.device) if needs_reference else None,
         args=args,

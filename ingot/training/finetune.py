@@ -20,7 +20,6 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
-from trl import DPOTrainer, SFTTrainer
 
 from ingot.loading import load_model, load_tokenizer
 from ingot.planning.flops import training_flops_per_token
@@ -37,9 +36,8 @@ from ingot.training.adapters import (
     probe_logits,
 )
 from ingot.training.callbacks import MetricsCallback, StopOnNonFinite, StopOnSignal, Throughput
-from ingot.training.checkpoints import SafeCheckpoints, newest_checkpoint
-from ingot.training.encoding import Example
-from ingot.training.heldout import answer_log_probs, mean_loss, packing_leak
+from ingot.training.checkpoints import newest_checkpoint
+from ingot.training.heldout import packing_leak
 from modeling import IngotForCausalLM
 
 logger = get_logger(__name__)
@@ -74,38 +72,6 @@ def open_start(path: Path) -> Start:
     if tokenizer.pad_token_id is None:
         raise InputError(f"run.from: {folder}: the tokenizer has no pad_token; name one in tokenizer_config.json")
     return Start(folder, config, tokenizer)
-
-
-class _KeepToOurselves:
-    """Turns off what TRL's trainers do beside training."""
-
-    def _send_telemetry(self) -> None:
-        """Nothing is sent unless the user says so."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The card is written by export, from the run."""
-
-
-class SafeSFTTrainer(_KeepToOurselves, SafeCheckpoints, SFTTrainer):
-    """TRL's SFTTrainer with whole-or-absent checkpoints and the exact held-out loss."""
-
-    model: Any
-    held_out: Sequence[Example] = ()
-
-    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """The mean over all supervised tokens of the held-out rows; upstream's is a mean of the batches' means."""
-        loss = mean_loss(answer_log_probs(self.model, self.held_out, self.accelerator))
-        metrics = {f"{metric_key_prefix}_loss": loss}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-
-class SafeDPOTrainer(_KeepToOurselves, SafeCheckpoints, DPOTrainer):
-    """TRL's DPOTrainer with whole-or-absent checkpoints, for rows that are token ids already."""
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
 
 
 def training_arguments(config_class: type[Any], values: dict[str, Any], run_dir: Path, start: Start) -> Any:

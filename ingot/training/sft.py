@@ -141,11 +141,11 @@ def _encode(
 def _trainer(recipe: SFTRecipe, args: Any, start: Start, examples: list[Example], held_out: list[Example]) -> Any:
     from datasets import Dataset
 
-    from ingot.training import adapters, finetune
+    from ingot.training import adapters, finetune, trl_trainers
 
     model = adapters.load_start_model(start.folder, recipe.model, args.device)
     adapters.check_target_modules(model, recipe.model)
-    trainer = finetune.SafeSFTTrainer(
+    trainer = trl_trainers.SafeSFTTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list([e._asdict() for e in examples]),

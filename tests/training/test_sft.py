@@ -18,7 +18,7 @@ from trl import SFTConfig
 
 from ingot.loading import load_model, load_tokenizer
 from ingot.recipe import InputError, build_recipe
-from ingot.training import finetune, heldout, sft
+from ingot.training import finetune, heldout, sft, trl_trainers
 from ingot.training.adapters import AdapterModel
 from ingot.training.encoding import IGNORED, ConversationEncoder, Example
 
@@ -155,7 +155,7 @@ def test_packed_rows_give_the_loss_of_the_rows_alone(start: Path, tokenizer: Any
     examples, _ = encoder(tokenizer).encode([chat(*t) for t in texts], "training")
     opened = finetune.open_start(start)
     values = {"packing": True, "max_length": 96, "bf16": False, "use_cpu": True, "per_device_train_batch_size": 2}
-    trainer = finetune.SafeSFTTrainer(
+    trainer = trl_trainers.SafeSFTTrainer(
         model=load_model(start),
         args=finetune.training_arguments(SFTConfig, values, tmp_path, opened),
         train_dataset=Dataset.from_list([e._asdict() for e in examples]),
@@ -163,22 +163,37 @@ def test_packed_rows_give_the_loss_of_the_rows_alone(start: Path, tokenizer: Any
     )
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(trainer.train_dataset))])
     assert "attention_mask" not in batch
+    assert batch["input_ids"].shape == (len(trainer.train_dataset), 94)  # rows of packed rows, not one long row
     assert len(trainer.train_dataset) < len(examples)
     leak, _ = heldout.packing_leak(trainer.model, batch)
     assert leak < 1e-5
     finetune.check_packing(trainer, AdapterModel())
     collate = trainer.data_collator
 
-    def with_mask(rows: Any) -> Any:  # a mask of ones hides where rows begin
+    def seeing_all(rows: Any) -> Any:
         found = collate(rows)
-        return {**found, "attention_mask": torch.ones_like(found["input_ids"])}
+        length = found["input_ids"].shape[1]
+        return {**found, "attention_mask": torch.ones(length, length).tril().bool()[None, None]}
 
-    trainer.data_collator = with_mask
+    trainer.data_collator = seeing_all
     with pytest.raises(InputError, match="in a IngotForCausalLM packed rows see each other"):
         finetune.check_packing(trainer, AdapterModel())
     with torch.no_grad():
         packed = float(trainer.compute_loss(trainer.model, batch))
     assert packed == pytest.approx(heldout.mean_loss(heldout.answer_log_probs(load_model(start), examples)), abs=1e-5)
+
+
+def test_packed_rows_are_collated_with_restarting_positions() -> None:
+    rows = [
+        {"input_ids": [5, 6, 7, 8, 9], "labels": [5, 6, 7, 8, 9], "seq_lengths": [3, 2]},
+        {"input_ids": [10, 11, 12], "labels": [10, 11, 12], "seq_lengths": [3]},
+    ]
+    batch = {key: value.tolist() for key, value in trl_trainers.PackedRows(3)(rows).items()}
+    assert batch == {
+        "input_ids": [[5, 6, 7, 8, 9], [10, 11, 12, 3, 3]],
+        "labels": [[IGNORED, 6, 7, IGNORED, 9], [IGNORED, 11, 12, IGNORED, IGNORED]],
+        "position_ids": [[0, 1, 2, 0, 1], [0, 1, 2, 0, 0]],
+    }
 
 
 def test_log_probs_do_not_depend_on_batching(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
