@@ -34,7 +34,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pretrain(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretrain:
+def pretrain(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pretrain]:
     """Pretrains without a plot: (name of the run, `section__key=value` changes) -> (run folder, results)."""
     from ingot.training import pretrain_loop
     from ingot.training.pretrain import run
@@ -45,7 +45,8 @@ def pretrain(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     def pretrain(name: str = "pretrain", **changes: Any) -> tuple[Path, dict[str, Any]]:
         return tmp_path / name, run(pretrain_recipe(corpus, tmp_path / name, **changes))
 
-    return pretrain
+    yield pretrain
+    gc.unfreeze()
 
 
 @pytest.fixture

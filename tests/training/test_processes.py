@@ -21,6 +21,8 @@ from ingot.training.checkpoints import checkpoints_of
 from .conftest import Pretrain
 from .pretrain_toys import pretrain_tree
 
+pytestmark = pytest.mark.timeout(600)  # a process imports for seconds, and on a busy machine for many
+
 ROOT = Path(__file__).parent.parent.parent
 # DeepSpeed compiles its CPU part on first use, which takes a minute
 BUILT = any((Path.home() / ".cache/torch_extensions").glob("*/deepspeed_shm_comm/*.so"))
