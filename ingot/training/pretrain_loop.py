@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import Dataset, default_collate
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
@@ -130,7 +131,7 @@ def build_model(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase) -> I
     values = {"max_position_embeddings": recipe.data.seq_length, **recipe.model.upstream_values()}
     try:
         config = IngotConfig(**values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise InputError(f"model: {error}") from error
     check_rows(config.vocab_size, tokenizer)
     config.bos_token_id = None
