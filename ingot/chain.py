@@ -75,8 +75,9 @@ def run_command(arguments: Sequence[str]) -> None:
         code = start(link, request)
         link.seconds = round(time.monotonic() - began, 1)
         if code:
-            end = "interrupted" if code == 130 else f"failed (exit code {code})"
-            logger.info("%s %s; run the same command again to continue from here", link.name, end)
+            end = {130: "interrupted", 2: "was refused"}.get(code, f"failed (exit code {code})")
+            way = "mend the input and run" if code == 2 else "run"
+            logger.info("%s %s; %s the same command again to continue from here", link.name, end, way)
             raise SystemExit(code)
     conclude(links)
 
@@ -102,6 +103,8 @@ def parse(arguments: Sequence[str]) -> Request:
             request.num_processes = int(value)
         else:
             overrides.append((key.split(".")[0], f"--{key.partition('.')[2]}={value}"))
+    if request.num_processes is not None and request.launch is None:
+        raise InputError("--num_processes: needs --launch with a file of accelerate_configs/")
     request.overrides = tuple(overrides)
     return request
 

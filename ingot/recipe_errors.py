@@ -24,10 +24,10 @@ def one_per_key(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 
 def _key_path(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """The path without the type names that pydantic adds for members of a union."""
-    return tuple(p for p in location if isinstance(p, int) or p.isidentifier() and p not in _TYPE_NAMES)
+    return tuple(p for p in location if isinstance(p, int) or "[" not in p and p not in _TYPE_NAMES)
 
 
-_TYPE_NAMES = {"bool", "int", "float", "str", "constrained", "none"}
+_TYPE_NAMES = {"bool", "int", "float", "str", "none", "constrained-str", "constrained-int", "constrained-float"}
 
 
 def message(recipe_class: type[Recipe], error: ErrorDetails) -> str:

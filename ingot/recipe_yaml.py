@@ -100,8 +100,16 @@ def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
 def apply_overrides(tree: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     """A copy of the tree with the overrides put in; values are YAML scalars, lists or mappings."""
     for key, text in split_overrides(arguments):
-        tree = _put(tree, key, parse_yaml(text, f"--{key}"), key)
+        if not all(key.split(".")):
+            raise InputError(f"--{key}: not a key; overrides look like --training.learning_rate=3e-4")
+        tree = _put(tree, key, _value(text, f"--{key}"), key)
     return dict(tree)
+
+
+def _value(text: str, source: str) -> Any:
+    """A YAML value; plain text stays as it was typed, because `#` begins no comment on a command line."""
+    value = parse_yaml(text, source)
+    return text if isinstance(value, str) and text[:1] not in ("'", '"') else value
 
 
 def _put(node: dict[str, Any], key: str, value: Any, whole: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The run folder: what a stage reads and writes, when it is complete, and how files are written without being lost."""
 
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -16,13 +15,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ingot.files import (
+    damage,
+    describe_file,
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_checksums,
+    write_json,
+    write_text,
+)
 from ingot.recipe import InputError, Recipe, StageFolder, stage_inputs, to_tree
 from ingot.recipe_yaml import dump_yaml
+
+__all__ = [
+    "MANIFEST", "STARTED", "RunFolder", "check_inputs", "damage", "describe_file", "differences", "exit_code_of",
+    "fingerprint_folder", "get_logger", "identity", "is_complete", "is_main_process", "model_folder", "num_processes",
+    "open_run", "progress", "read_json", "read_manifest", "sha256_file", "sha256_json", "versions", "write_checksums",
+    "write_json", "write_text",
+]  # fmt: skip
 
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"  # written last: its presence says that the stage is complete
-CHECKSUMS = "checksums.json"
 STARTED = "started.json"  # written first: which recipe and inputs the folder belongs to
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "datatrove", "trl", "peft", "deepspeed")
 # module -> the extra of setup.cfg that brings it
@@ -81,43 +96,6 @@ def exit_code_of(action: Callable[[], Any]) -> int:
     return 0
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file so that a reader sees the old content or the new, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a value as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises: InputError that names the file when it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
-
-
-def sha256_file(path: Path) -> str:
-    """The sha256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_json(value: Any) -> str:
-    """The sha256 of a value's canonical JSON text."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on; absent ones are left out."""
     found = {"python": platform.python_version()}
@@ -158,39 +136,6 @@ def model_folder(path: Path) -> Path:
     )
 
 
-def write_checksums(folder: Path) -> None:
-    """Records size and sha256 of every file of a folder in it, and makes all of it durable."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
-    write_json(folder / CHECKSUMS, {str(p.relative_to(folder)): describe_file(p) for p in files})
-    for path in (*files, *(p for p in folder.rglob("*") if p.is_dir()), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that `write_checksums` recorded: the first bad file; None when it is whole."""
-    if not (folder / CHECKSUMS).is_file():
-        return f"{folder / CHECKSUMS} is missing"
-    try:
-        checksums = read_json(folder / CHECKSUMS)
-    except InputError as error:
-        return str(error)
-    for name, recorded in checksums.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path} is missing"
-        if describe_file(path) != recorded:
-            return f"{path} is not as it was written"
-    return None
-
-
 def check_inputs(recipe: Recipe) -> None:
     """Checks that every earlier stage's output that the recipe names is there and complete.
 
@@ -206,11 +151,15 @@ def check_inputs(recipe: Recipe) -> None:
 
 
 def _input_problem(recipe: Recipe, path: Path, marker: StageFolder) -> str | None:
-    if marker.hub and any((path / f).is_file() for f in ("config.json", "model/config.json", "tokenizer.json")):
-        return None
+    known = any((path / f).is_file() for f in ("config.json", "model/config.json", "tokenizer.json"))
     if (path / MANIFEST).is_file():
-        made_by = read_json(path / MANIFEST)["stage"]
-        return None if made_by in marker.stages else f"{path} is an output of {made_by}, not of {marker.stages[0]}"
+        manifest = read_manifest(path)
+        if manifest["stage"] not in marker.stages and not (marker.hub and known):
+            return f"{path} is an output of {manifest['stage']}, not of {marker.stages[0]}"
+        lost = next((n for n, r in manifest["files"].items() if _size(path / n) != r["bytes"]), None)
+        return None if lost is None else f"{path / lost} is gone or changed in size since {manifest['stage']} wrote it"
+    if marker.hub and known and not (path / STARTED).is_file():
+        return None
     stage = path.name if path.name in marker.stages else marker.stages[0]
     folder = recipe.source.parent if recipe.source else Path("recipes/quickstart")
     state = (
@@ -226,7 +175,7 @@ def _input_problem(recipe: Recipe, path: Path, marker: StageFolder) -> str | Non
 def fingerprint_folder(path: Path) -> str:
     """What a folder holds, as one hash: from its manifest when a stage wrote it, else from its files."""
     if (path / MANIFEST).is_file():
-        manifest = read_json(path / MANIFEST)
+        manifest = read_manifest(path)
         return sha256_json([manifest["stage"], manifest["files"]])
     files = sorted(p for p in path.rglob("*") if p.is_file())
     return sha256_json([[str(p.relative_to(path)), sha256_file(p)] for p in files])
@@ -292,11 +241,6 @@ class RunFolder:
         return float(read_json(self.path / STARTED).get("seconds", 0.0))
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """Size in bytes and sha256 of a file."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
 def _result_files(folder: Path) -> list[Path]:
     """The files that are a stage's result: not checkpoints, logs or the folder's own records."""
     skipped = {MANIFEST, STARTED, "log.txt"}
@@ -333,11 +277,19 @@ def _prepare(recipe: Recipe) -> RunFolder:
     path, wanted = recipe.run.dir, identity(recipe)
     if path.exists() and not path.is_dir():
         raise InputError(f"run.dir: {path} is a file; choose a folder")
+    for key, needed, _ in stage_inputs(recipe):
+        if (
+            path.resolve() in (needed.resolve(), *needed.resolve().parents)
+            or needed.resolve() in path.resolve().parents
+        ):
+            raise InputError(f"run.dir: {path} and {key}: {needed} lie in each other; choose another folder")
     if path.is_dir() and any(path.iterdir()):
         record = path / (MANIFEST if (path / MANIFEST).is_file() else STARTED)
         if not record.is_file():
             raise InputError(f"run.dir: {path} holds files that no stage of Ingot wrote; choose another folder")
-        found = read_json(record)
+        found = read_manifest(path) if record.name == MANIFEST else read_json(record)
+        if not isinstance(found, dict):
+            raise InputError(f"{record}: not a record that Ingot wrote; move the folder away to start anew")
         if all(found.get(k) == v for k, v in wanted.items()):
             complete = record.name == MANIFEST and _files_present(path, found["files"])
             if record.name == MANIFEST and not complete and is_main_process():
@@ -361,15 +313,36 @@ def is_complete(recipe: Recipe) -> bool:
     manifest = recipe.run.dir / MANIFEST
     if not manifest.is_file() or any(_input_problem(recipe, path, marker) for _, path, marker in stage_inputs(recipe)):
         return False
-    found = read_json(manifest)
+    found = read_manifest(recipe.run.dir)
     return all(found.get(k) == v for k, v in identity(recipe).items()) and _files_present(
         recipe.run.dir, found["files"]
     )
 
 
 def _files_present(folder: Path, files: dict[str, Any]) -> bool:
-    sizes = {name: (folder / name).stat().st_size if (folder / name).is_file() else None for name in files}
-    return all(sizes[name] == record["bytes"] for name, record in files.items())
+    """Whether a result is as it was written; sizes first, for they are quick."""
+    if any(_size(folder / name) != record["bytes"] for name, record in files.items()):
+        return False
+    return all(describe_file(folder / name) == record for name, record in files.items())
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The record that a finished stage left.
+
+    Raises: InputError when the file is not one.
+    """
+    found = read_json(folder / MANIFEST)
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("stage"), str)
+        or not isinstance(found.get("files"), dict)
+    ):
+        raise InputError(f"{folder / MANIFEST}: not a record that Ingot wrote; run the stage into another folder")
+    return found
 
 
 def differences(found: Any, wanted: Any, prefix: str = "") -> list[str]:

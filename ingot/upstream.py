@@ -47,7 +47,8 @@ ELSEWHERE = {
 
 # bounds that upstream does not check: (keys, constraint)
 _POSITIVE = (
-    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs learning_rate"
+    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs "
+    "learning_rate max_length"
 )
 _NOT_NEGATIVE = (
     "weight_decay warmup_steps max_grad_norm adam_epsilon save_steps eval_steps logging_steps seed "

@@ -225,7 +225,8 @@ def test_what_is_complete_is_skipped_and_a_change_runs_it_and_what_follows(tmp_p
     assert [name for name, _ in started] == ["evaluate"]
     started.clear()
     manifest = read_json(tmp_path / "X/sft/manifest.json")
-    manifest["files"]["out.txt"]["sha256"] = "another"
+    (tmp_path / "X/sft/out.txt").write_text("another")
+    manifest["files"]["out.txt"] = describe_file(tmp_path / "X/sft/out.txt")
     write_json(tmp_path / "X/sft/manifest.json", manifest)
     run_command(words)
     assert [name for name, _ in started] == [
@@ -363,4 +364,4 @@ def test_a_real_chain_of_two_stages(root: Path, tmp_path: Path) -> None:
     )
     assert failed.returncode == 2, failed.stderr
     assert "train_tokenizer: complete and unchanged, skipped" in failed.stderr
-    assert "prepare_data failed (exit code 2); run the same command again" in failed.stderr
+    assert "prepare_data was refused; mend the input and run the same command again" in failed.stderr

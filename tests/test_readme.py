@@ -66,6 +66,10 @@ def test_the_tree_names_what_exists() -> None:
             assert path.exists(), path
 
 
+def test_no_placeholder_is_left() -> None:
+    assert not re.findall(r"\b(?:OUT|QUICKSTART)_[A-Z]+", README)
+
+
 def test_pictures_exist() -> None:
     for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
         assert (ROOT / name).is_file() and (ROOT / name).read_bytes().startswith(b"\x89PNG")

@@ -71,6 +71,7 @@ def test_upstream_keys_pass_through_and_defaults_are_filled() -> None:
         ),
         ("training", {"max_steps": 2.5}, "training.max_steps: expected a whole number, got 2.5"),
         ("training", {"lr_scheduler_type": "cosin"}, "did you mean 'cosine'?"),
+        ("training", {"max-steps": 5}, "training.max-steps: no such key; did you mean 'max_steps'?"),
         ("training", {"output_dir": "x"}, "training.output_dir: not a key of a recipe: the run folder is `run.dir`"),
         ("training", {"learning_rate": float("nan")}, "training.learning_rate: expected a number"),
         ("data", {"shards": "a", "seq_length": True}, "data.seq_length: expected a whole number above 0, got True"),

@@ -59,6 +59,8 @@ def test_overrides_make_sections_and_leave_the_tree_alone() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--a..b=1"], "--a..b: not a key"),
+        (["--=1"], "--: not a key"),
         (["a.b=1"], "a.b=1: not an option"),
         (["--a.b"], "--a.b: needs a value"),
         (["--a.b", "--c=1"], "--a.b: needs a value"),
@@ -70,3 +72,7 @@ def test_wrong_overrides(words: list[str], message: str) -> None:
     with pytest.raises(InputError) as caught:
         apply_overrides({"a": {"b": 1}}, words)
     assert message in str(caught.value)
+
+
+def test_text_on_the_command_line_has_no_comments() -> None:
+    assert apply_overrides({}, ["--run.dir=exp #3", "--a='x # y'"]) == {"run": {"dir": "exp #3"}, "a": "x # y"}

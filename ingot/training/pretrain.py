@@ -17,6 +17,27 @@ class PretrainModel(UpstreamSection, upstream="modeling.IngotConfig"):
 
     tokenizer: Annotated[FilePath, StageFolder("train_tokenizer", hub=True)] = Field(description="tokenizer folder")
 
+    def problems(self, seq_length: int) -> Iterator[str]:
+        """What IngotConfig refuses, told before any data is read."""
+        from huggingface_hub.errors import StrictDataclassError
+
+        from modeling import IngotConfig
+
+        try:
+            IngotConfig(**{"max_position_embeddings": seq_length, **self.upstream_values()})
+        except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+            yield f"model: {' '.join(str(error).split())}"
+
+
+# keys of TrainingArguments that would have no effect here, each with the reason
+UNUSED = {
+    "data_seed": "the order of the blocks is drawn from training.seed",
+    "dataloader_drop_last": "blocks run on from one pass to the next",
+    "do_train": "this stage trains",
+    "do_eval": "training.eval_strategy says when",
+    "do_predict": "nothing is predicted here",
+}
+
 
 class PretrainData(Section):
     """The token shards and how they are cut."""
@@ -70,6 +91,12 @@ class PretrainRecipe(Recipe, stage="pretrain"):
                 yield f"training.{key}: epoch: blocks run on from one pass to the next; write steps and their number"
         if training.get("train_sampling_strategy", "sequential") != "sequential":
             yield "training.train_sampling_strategy: leave it out; the order of the blocks is drawn from training.seed"
+        for key, reason in UNUSED.items():
+            if key in training:
+                yield f"training.{key}: leave it out; {reason}"
+        if training.get("fp16") and training.get("bf16"):
+            yield "training.fp16: also training.bf16 is set; keep one of them"
+        yield from self.model.problems(self.data.seq_length)
         if "learning_rate" not in training:
             yield "training.learning_rate: missing; add it to the recipe or give --training.learning_rate=..."
 

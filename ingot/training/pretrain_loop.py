@@ -49,6 +49,10 @@ def pretrain(recipe: PretrainRecipe, folder: Path, training: dict[str, Any]) -> 
     model = build_model(recipe, tokenizer)
     check_prompts(recipe, tokenizer, model.config.max_position_embeddings)
     train = TokenBlocks(recipe.data.shards, "train", recipe.data.seq_length, arguments.seed, blocks)
+    if train.blocks_per_epoch < 1:
+        raise InputError(
+            f"data.seq_length: {recipe.data.seq_length} is more than the {train.shards.num_tokens} training tokens"
+        )
     heldout = EvaluationBlocks(recipe.data.shards, "validation", recipe.data.seq_length)
     check_tokens(recipe, train.shards, tokenizer)
     trainer = PretrainTrainer(
