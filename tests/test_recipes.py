@@ -6,7 +6,7 @@ import pytest
 
 from ingot.chain import CHAIN
 from ingot.cli import load_stage, stage_of
-from ingot.recipe import stage_inputs
+from ingot.recipe import InputError, stage_inputs
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
@@ -37,3 +37,18 @@ def test_the_quick_start_has_every_stage_of_the_chain() -> None:
         "serve",
         "chat",
     }
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--model.num_key_value_heads=2", "num_key_value_heads"),
+        ("--model.rope_parameters={rope_type: yarn}", "model: "),
+        ("--model.hidden_act=sillu", "hidden_act"),
+        ("--training.fp16=true", "training.fp16: also training.bf16 is set"),
+        ("--training.data_seed=7", "training.data_seed: leave it out"),
+    ],
+)
+def test_contradictions_are_told_when_the_recipe_is_read(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_stage(ROOT / "recipes/quickstart/pretrain.yaml", [override])

@@ -354,3 +354,47 @@ def test_checksums_and_hashes_are_sha256(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "a") == expected
     runs.write_checksums(tmp_path)
     assert json.loads((tmp_path / "checksums.json").read_text()) == {"a": {"bytes": 3, "sha256": expected}}
+
+
+def test_an_input_that_lost_a_file_is_refused(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "shards/data.bin").write_text("012")
+    with pytest.raises(InputError, match=r"data\.shards: .*data\.bin is gone or changed in size"):
+        runs.check_inputs(make())
+
+
+def test_a_model_that_is_not_finished_is_refused(make: Make, tmp_path: Path) -> None:
+    model = tmp_path / "pretrain"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    runs.check_inputs(make(others={"base": str(model)}))  # a folder of the Hub
+    write_json(model / "started.json", {"stage": "pretrain"})
+    with pytest.raises(InputError, match=r"data\.others\.base: .* is not finished"):
+        runs.check_inputs(make(others={"base": str(model)}))
+
+
+@pytest.mark.parametrize("place", ["shards", "shards/inside", "."])
+def test_a_run_folder_and_its_input_lie_apart(make: Make, tmp_path: Path, place: str) -> None:
+    recipe = make()
+    recipe.run.dir = tmp_path / place
+    with pytest.raises(InputError, match=r"run\.dir: .* lie in each other"), runs.open_run(recipe):
+        pass
+    assert (tmp_path / "shards/data.bin").is_file()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"stage": 1, "files": {}}'])
+def test_a_record_that_is_none_is_named(make: Make, text: str) -> None:
+    recipe = make()
+    run_toy(recipe)
+    (recipe.run.dir / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=r"manifest\.json: not a record that Ingot wrote"), runs.open_run(recipe):
+        pass
+
+
+def test_a_result_with_a_flipped_byte_is_made_again(make: Make) -> None:
+    recipe = make()
+    run_toy(recipe)
+    result = next(p for p in recipe.run.dir.iterdir() if p.suffix == ".txt" and p.name != "log.txt")
+    result.write_text("x" * len(result.read_text()))
+    assert not runs.is_complete(recipe)
+    with runs.open_run(recipe) as folder:
+        assert not folder.complete
