@@ -8,6 +8,7 @@ from typing import Any
 
 from ingot.recipe import InputError
 from ingot.runs import get_logger, num_processes
+from ingot.training.malloc import keep_freed_memory
 
 logger = get_logger(__name__)
 
@@ -30,6 +31,7 @@ def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
         _use_one_gpu()
     on_cpu = bool(training.get("use_cpu")) or not has_gpu()
     if on_cpu:
+        keep_freed_memory()
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ["ACCELERATE_USE_CPU"] = str(not uses_deepspeed()).lower()
     if num_processes() > 1:
