@@ -1,24 +1,71 @@
-"""Arithmetic of a model, from its configuration and parameter count."""
+"""Arithmetic of one token, under a named convention and by part of the model.
 
-from typing import Any
+QK^T and AV over all heads together cost 4 S^2 (heads x head width) FLOPs a layer and sequence when every token sees
+every other, half of that when it sees only earlier ones: the number of heads is in the width, not a factor beside it.
+"""
+
+from typing import Literal
+
+from ingot.planning.architecture import Architecture, Layer
+
+Convention = Literal["mfu", "palm", "6n", "non_causal", "causal"]
+CONVENTIONS: dict[str, str] = {
+    "mfu": "6 (N - input embedding) + 12 L H S: every MFU in Ingot; the head counts, tied or not",
+    "palm": "6 (N - embeddings) + 12 L H S: without the input embedding and an untied head (Chowdhery et al. 2022)",
+    "6n": "6 N: no attention scores (Kaplan et al. 2020)",
+    "non_causal": "three times the matrix products of the forward pass, attention scores in full",
+    "causal": "three times the matrix products of the forward pass, attention scores of earlier tokens only",
+}
 
 
-def training_flops_per_token(num_parameters: int, config: Any, seq_length: int) -> float:
-    """FLOPs of one training token: 6 (N - input embedding) + 12 L H S, the convention of every MFU figure in Ingot.
+def training_flops_per_token(
+    architecture: Architecture, seq_length: int, convention: Convention = "mfu"
+) -> float:
+    """FLOPs of one training token: forward and twice that for backward; nothing computed twice is counted.
 
-    N is all parameters that a token meets (of the experts only those it is sent to), L layers, H heads times head
-    width, S the sequence length; attention is counted as non-causal (Chowdhery et al., 2022, "PaLM", appendix B). A
-    tied table is also the head, so it stays counted.
+    N counts of the experts only those that a token meets; L layers, H heads times head width, S `seq_length` in tokens.
     """
-    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * seq_length
-    return 6.0 * (num_parameters - embedding - _idle_expert_parameters(config)) + attention
+    if convention in ("non_causal", "causal"):
+        return 3.0 * sum(forward_flops_by_part(architecture, seq_length, convention == "causal").values())
+    if convention == "6n":
+        return 6.0 * architecture.active
+    left_out = architecture.input_embedding + (architecture.head if convention == "palm" else 0)
+    if architecture.tied and convention == "mfu":
+        left_out = 0  # the table is the head, too
+    return 6.0 * (architecture.active - left_out) + 3 * attention_flops(architecture, seq_length)
 
 
-def _idle_expert_parameters(config: Any) -> int:
-    """Parameters of the experts that a token is not sent to: three matrices each."""
-    if not config.num_experts:
-        return 0
-    sparse_layers = sum(config.is_sparse_layer(i) for i in range(config.num_hidden_layers))
-    idle = config.num_experts - config.num_experts_per_tok
-    return int(sparse_layers * idle * 3 * config.hidden_size * config.moe_intermediate_size)
+def forward_flops_per_token(architecture: Architecture, seq_length: int, convention: Convention = "mfu") -> float:
+    """FLOPs of one token in the forward pass: a third of its training."""
+    return training_flops_per_token(architecture, seq_length, convention) / 3
+
+
+def attention_flops(architecture: Architecture, seq_length: int) -> float:
+    """4 L H S: scores and weighted values of one token that sees `seq_length` others in every layer."""
+    return float(sum(_scores(layer, seq_length) for layer in architecture.layers))
+
+
+def forward_flops_by_part(architecture: Architecture, seq_length: int, causal: bool = True) -> dict[str, float]:
+    """FLOPs of one token in the forward pass by part of the model; norms and activations, below 1%, are left out.
+
+    A sliding layer sees at most its window; with `causal` a token sees half the sequence (or window) on average.
+    """
+    parts = {"attention_projections": 0.0, "attention_scores": 0.0, "feed_forward": 0.0, "router": 0.0}
+    for layer in architecture.layers:
+        seen = min(seq_length, layer.window or seq_length)
+        parts["attention_scores"] += _scores(layer, _seen_on_average(seq_length, seen) if causal else seen)
+        for matrix in layer.matrices:
+            name = {"attention": "attention_projections", "router": "router"}.get(matrix.part, "feed_forward")
+            parts[name] += 2.0 * matrix.products
+    parts["head"] = 2.0 * architecture.input_embedding
+    return {name: flops for name, flops in parts.items() if flops}
+
+
+def _scores(layer: Layer, seen: float) -> float:
+    """QK^T and AV of one token with `seen` others: 2 FLOPs for each number of queries' and values' width."""
+    return 2.0 * layer.num_heads * (layer.qk_head_dim + layer.v_head_dim) * seen
+
+
+def _seen_on_average(seq_length: int, window: int) -> float:
+    """Earlier tokens that one sees on average: half the sequence, or the window after a start in which it fills."""
+    return window - window * window / (2 * seq_length)

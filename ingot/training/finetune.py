@@ -22,6 +22,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from ingot.loading import load_model, load_tokenizer
+from ingot.planning.architecture import architecture_of_config
 from ingot.planning.flops import training_flops_per_token
 from ingot.recipe import InputError
 from ingot.runs import get_logger, is_main_process, model_folder, num_processes, read_json, write_json
@@ -164,7 +165,7 @@ def _throughput(trainer: Any, tokens_per_row: float) -> Throughput:
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes()
     flops = None
     if isinstance(model, IngotForCausalLM):
-        flops = training_flops_per_token(model.num_parameters(), model.config, round(tokens_per_row))
+        flops = training_flops_per_token(architecture_of_config(model.config), round(tokens_per_row))
     return Throughput(round(tokens_per_row * rows), flops)
 
 

@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from ingot.data.packing import EvaluationBlocks, TokenBlocks
 from ingot.data.shards import TokenShards
 from ingot.loading import load_tokenizer
+from ingot.planning.architecture import architecture_of_config
 from ingot.planning.flops import training_flops_per_token
 from ingot.plots import plot_loss
 from ingot.recipe import InputError
@@ -212,9 +213,8 @@ def callbacks(
     tokens_per_step = (
         seq_length * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * num_processes()
     )
-    throughput = Throughput(
-        tokens_per_step, training_flops_per_token(model.num_parameters(), model.config, seq_length)
-    )
+    flops = training_flops_per_token(architecture_of_config(model.config), seq_length)
+    throughput = Throughput(tokens_per_step, flops)
     to_bits = 1 / (math.log(2) * heldout.bytes_per_target)
     return [
         MetricsCallback(folder, throughput, to_bits, len(train) * seq_length / train.shards.num_tokens),

@@ -1,0 +1,249 @@
+"""What a decoder-only language model is made of, in numbers: the description that every estimate starts from.
+
+An Ingot model is described from its configuration alone. Any other model of transformers is built on the meta device,
+which takes no memory, and read: its parameters are counted and not guessed (`ingot.planning.inspect_model`).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+Part = Literal["attention", "feed_forward", "shared_experts", "experts", "router"]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear projection of a layer. Of an expert's, `copies` exist and a token meets `active` of them."""
+
+    part: Part
+    inputs: int
+    outputs: int
+    bias: bool = False
+    copies: int = 1
+    active: int = 1
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of all copies."""
+        return self.copies * (self.inputs + self.bias) * self.outputs
+
+    @property
+    def idle_parameters(self) -> int:
+        """Parameters of the copies that a token does not meet."""
+        return (self.copies - self.active) * (self.inputs + self.bias) * self.outputs
+
+    @property
+    def products(self) -> int:
+        """Multiplications that one token costs."""
+        return self.active * self.inputs * self.outputs
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block: its projections, its vectors, and the shapes of its attention and feed-forward."""
+
+    matrices: tuple[Matrix, ...]
+    vector_parameters: int  # of norms, and whatever else is no matrix
+    num_heads: int
+    num_key_value_heads: int
+    qk_head_dim: int
+    v_head_dim: int
+    ffn_width: int  # inside the feed-forward, over all experts that one token meets
+    gated: bool = True
+    qk_norm: bool = False
+    window: int | None = None  # tokens that a sliding layer sees; None: all
+
+    @property
+    def kind(self) -> Literal["dense", "moe"]:
+        """Whether the feed-forward is a mixture of experts."""
+        return "moe" if any(m.part == "experts" for m in self.matrices) else "dense"
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts; 0 in a dense layer."""
+        return max((m.copies for m in self.matrices if m.part == "experts"), default=0)
+
+    @property
+    def experts_per_token(self) -> int:
+        """Routed experts that a token meets; 0 in a dense layer."""
+        return max((m.active for m in self.matrices if m.part == "experts"), default=0)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder-only model: its tables, its layers and its head."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    layers: tuple[Layer, ...]
+    tied: bool  # the head is the token table
+    position_parameters: int = 0  # table of learned positions
+    other_parameters: int = 0  # the last norm, and what else stands outside the layers
+    buffers: int = 0  # persistent values that are not parameters, such as DeepSeek-V3's router biases
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks."""
+        return len(self.layers)
+
+    @property
+    def input_embedding(self) -> int:
+        """Parameters of the token table."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def head(self) -> int:
+        """Parameters that only the head has: none when it is tied."""
+        return 0 if self.tied else self.input_embedding
+
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """Parameters by component, empty ones left out; they add up to `total`."""
+        counts = Counter({"embedding": self.input_embedding, "positions": self.position_parameters})
+        for layer in self.layers:
+            counts["norms"] += layer.vector_parameters
+            for matrix in layer.matrices:
+                counts[matrix.part] += matrix.parameters
+        counts["norms"] += self.other_parameters
+        counts["head"] = self.head
+        order = ("embedding", "positions", "attention", "feed_forward", "shared_experts", "experts", "router")
+        return {name: counts[name] for name in (*order, "norms", "head") if counts[name]}
+
+    @cached_property
+    def total(self) -> int:
+        """All parameters, a tied table once: what `model.num_parameters()` says."""
+        return sum(self.parameters.values())
+
+    @cached_property
+    def active(self) -> int:
+        """Parameters that a token meets: all but the experts that it is not sent to."""
+        return self.total - sum(m.idle_parameters for layer in self.layers for m in layer.matrices)
+
+
+def decoder(
+    *,
+    vocab_size: int,
+    hidden_size: int,
+    intermediate_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    num_key_value_heads: int | None = None,
+    head_dim: int | None = None,
+    tie_word_embeddings: bool = False,
+    qk_norm: bool = True,
+    attention_bias: bool = False,
+    mlp_gated: bool = True,
+    mlp_bias: bool = False,
+    norm_vectors: int = 1,
+    final_norm: bool = True,
+    position_rows: int = 0,
+    windows: Sequence[int | None] = (),
+    sparse_layers: Sequence[bool] = (),
+    num_experts: int = 0,
+    num_experts_per_tok: int = 0,
+    moe_intermediate_size: int = 0,
+    shared_expert_intermediate_size: int = 0,
+) -> Architecture:
+    """Describes a decoder from its sizes, with IngotConfig's names.
+
+    `norm_vectors`: 1 for RMSNorm, 2 for LayerNorm with bias. `windows` and `sparse_layers` have a value for each layer,
+    or none.
+    """
+    heads, groups = num_attention_heads, num_key_value_heads or num_attention_heads
+    width = head_dim or hidden_size // heads
+    attention = (
+        Matrix("attention", hidden_size, heads * width, attention_bias),
+        Matrix("attention", hidden_size, groups * width, attention_bias),
+        Matrix("attention", hidden_size, groups * width, attention_bias),
+        Matrix("attention", heads * width, hidden_size, attention_bias),
+    )
+    dense = feed_forward("feed_forward", hidden_size, intermediate_size, mlp_gated, mlp_bias)
+    sparse = _experts(
+        hidden_size, num_experts, num_experts_per_tok, moe_intermediate_size, shared_expert_intermediate_size
+    )
+    active_width = num_experts_per_tok * moe_intermediate_size + shared_expert_intermediate_size
+
+    def layer(is_sparse: bool, window: int | None) -> Layer:
+        return Layer(
+            matrices=attention + (sparse if is_sparse else dense),
+            vector_parameters=norm_vectors * (2 * hidden_size + (2 * width if qk_norm else 0)),
+            num_heads=heads,
+            num_key_value_heads=groups,
+            qk_head_dim=width,
+            v_head_dim=width,
+            ffn_width=active_width if is_sparse else intermediate_size,
+            gated=is_sparse or mlp_gated,
+            qk_norm=qk_norm,
+            window=window,
+        )
+
+    kinds = sparse_layers or [num_experts > 0] * num_hidden_layers
+    return Architecture(
+        model_type="ingot",
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        layers=tuple(layer(s, w) for s, w in zip(kinds, windows or [None] * num_hidden_layers, strict=True)),
+        tied=tie_word_embeddings,
+        position_parameters=position_rows * hidden_size,
+        other_parameters=norm_vectors * hidden_size if final_norm else 0,
+    )
+
+
+def feed_forward(part: Part, hidden_size: int, width: int, gated: bool, bias: bool = False) -> tuple[Matrix, ...]:
+    """The projections of a feed-forward: gate (where there is one), up, down."""
+    into = Matrix(part, hidden_size, width, bias)
+    return (*([into] if gated else []), into, Matrix(part, width, hidden_size, bias))
+
+
+def _experts(hidden_size: int, copies: int, active: int, width: int, shared_width: int) -> tuple[Matrix, ...]:
+    """Router, the stacked experts, and the shared expert with its gate."""
+    matrices = [
+        Matrix("router", hidden_size, copies),
+        Matrix("experts", hidden_size, 2 * width, copies=copies, active=active),
+        Matrix("experts", width, hidden_size, copies=copies, active=active),
+    ]
+    if shared_width:
+        matrices += [
+            *feed_forward("shared_experts", hidden_size, shared_width, True),
+            Matrix("router", hidden_size, 1),
+        ]
+    return tuple(matrices)
+
+
+def architecture_of_config(config: Any) -> Architecture:
+    """Describes the model of a configuration: closed form for an IngotConfig, a count on the meta device for others.
+
+    Raises: InputError when it is not a decoder-only language model.
+    """
+    if config.model_type != "ingot":
+        from ingot.planning.inspect_model import count
+
+        return count(config)
+    num_layers = config.num_hidden_layers
+    learned = config.position_embedding_type == "learned"
+    return decoder(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        tie_word_embeddings=config.tie_word_embeddings,
+        qk_norm=config.qk_norm,
+        attention_bias=config.attention_bias,
+        mlp_gated=config.mlp_gated,
+        mlp_bias=config.mlp_bias,
+        norm_vectors=2 if config.norm_type == "layer_norm" else 1,
+        final_norm=config.norm_position == "pre",
+        position_rows=config.max_position_embeddings if learned else 0,
+        windows=[config.sliding_window if t == "sliding_attention" else None for t in config.layer_types],
+        sparse_layers=[config.is_sparse_layer(i) for i in range(num_layers)],
+        num_experts=config.num_experts,
+        num_experts_per_tok=config.num_experts_per_tok or 0,
+        moe_intermediate_size=config.moe_intermediate_size or 0,
+        shared_expert_intermediate_size=config.shared_expert_intermediate_size,
+    )
