@@ -62,7 +62,8 @@ def usage() -> str:
     """What `ingot --help` prints."""
     lines = [
         f"ingot {__version__}: make your own language model\n",
-        "ingot run FOLDER   every stage of a folder of recipes",
+        "ingot run FOLDER       every stage of a folder of recipes",
+        "ingot plan COMMAND     parameters, memory, time, money and loss before anything runs",
     ]
     for stage in STAGES:
         meaning = (recipe_class(stage).__doc__ or "").strip().split("\n")[0]
@@ -82,6 +83,10 @@ def command(arguments: Sequence[str]) -> None:
         from ingot.chain import run_command
 
         run_command(arguments[1:])
+    elif arguments[0] == "plan":
+        from ingot.planning.commands import plan_command
+
+        plan_command(arguments[1:], load_stage)
     else:
         stage, rest = stage_of(arguments[0]), list(arguments[1:])
         if stage in FOLDER_STAGES and rest and not rest[0].startswith("-"):

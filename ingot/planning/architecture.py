@@ -7,7 +7,7 @@ which takes no memory, and read: its parameters are counted and not guessed (`in
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 Part = Literal["attention", "feed_forward", "shared_experts", "experts", "router"]
@@ -89,6 +89,12 @@ class Architecture:
         """Blocks."""
         return len(self.layers)
 
+    @cached_property
+    def kinds(self) -> list[tuple[Layer, int]]:
+        """Each different layer with the number of times that it stands in the model."""
+        counts = Counter(map(id, self.layers))
+        return [(layer, counts[key]) for key, layer in {id(layer): layer for layer in self.layers}.items()]
+
     @property
     def input_embedding(self) -> int:
         """Parameters of the token table."""
@@ -103,10 +109,10 @@ class Architecture:
     def parameters(self) -> dict[str, int]:
         """Parameters by component, empty ones left out; they add up to `total`."""
         counts = Counter({"embedding": self.input_embedding, "positions": self.position_parameters})
-        for layer in self.layers:
-            counts["norms"] += layer.vector_parameters
+        for layer, times in self.kinds:
+            counts["norms"] += times * layer.vector_parameters
             for matrix in layer.matrices:
-                counts[matrix.part] += matrix.parameters
+                counts[matrix.part] += times * matrix.parameters
         counts["norms"] += self.other_parameters
         counts["head"] = self.head
         order = ("embedding", "positions", "attention", "feed_forward", "shared_experts", "experts", "router")
@@ -120,7 +126,7 @@ class Architecture:
     @cached_property
     def active(self) -> int:
         """Parameters that a token meets: all but the experts that it is not sent to."""
-        return self.total - sum(m.idle_parameters for layer in self.layers for m in layer.matrices)
+        return self.total - sum(times * m.idle_parameters for layer, times in self.kinds for m in layer.matrices)
 
 
 def decoder(
@@ -161,14 +167,15 @@ def decoder(
         Matrix("attention", heads * width, hidden_size, attention_bias),
     )
     dense = feed_forward("feed_forward", hidden_size, intermediate_size, mlp_gated, mlp_bias)
-    sparse = _experts(
+    mixture = _experts(
         hidden_size, num_experts, num_experts_per_tok, moe_intermediate_size, shared_expert_intermediate_size
     )
     active_width = num_experts_per_tok * moe_intermediate_size + shared_expert_intermediate_size
 
+    @cache
     def layer(is_sparse: bool, window: int | None) -> Layer:
         return Layer(
-            matrices=attention + (sparse if is_sparse else dense),
+            matrices=attention + (mixture if is_sparse else dense),
             vector_parameters=norm_vectors * (2 * hidden_size + (2 * width if qk_norm else 0)),
             num_heads=heads,
             num_key_value_heads=groups,
@@ -180,12 +187,12 @@ def decoder(
             window=window,
         )
 
-    kinds = sparse_layers or [num_experts > 0] * num_hidden_layers
+    sparse = sparse_layers or [num_experts > 0] * num_hidden_layers
     return Architecture(
         model_type="ingot",
         vocab_size=vocab_size,
         hidden_size=hidden_size,
-        layers=tuple(layer(s, w) for s, w in zip(kinds, windows or [None] * num_hidden_layers, strict=True)),
+        layers=tuple(layer(s, w) for s, w in zip(sparse, windows or [None] * num_hidden_layers, strict=True)),
         tied=tie_word_embeddings,
         position_parameters=position_rows * hidden_size,
         other_parameters=norm_vectors * hidden_size if final_norm else 0,

@@ -18,9 +18,7 @@ CONVENTIONS: dict[str, str] = {
 }
 
 
-def training_flops_per_token(
-    architecture: Architecture, seq_length: int, convention: Convention = "mfu"
-) -> float:
+def training_flops_per_token(architecture: Architecture, seq_length: int, convention: Convention = "mfu") -> float:
     """FLOPs of one training token: forward and twice that for backward; nothing computed twice is counted.
 
     N counts of the experts only those that a token meets; L layers, H heads times head width, S `seq_length` in tokens.
@@ -42,7 +40,7 @@ def forward_flops_per_token(architecture: Architecture, seq_length: int, convent
 
 def attention_flops(architecture: Architecture, seq_length: int) -> float:
     """4 L H S: scores and weighted values of one token that sees `seq_length` others in every layer."""
-    return float(sum(_scores(layer, seq_length) for layer in architecture.layers))
+    return float(sum(times * _scores(layer, seq_length) for layer, times in architecture.kinds))
 
 
 def forward_flops_by_part(architecture: Architecture, seq_length: int, causal: bool = True) -> dict[str, float]:
@@ -51,12 +49,12 @@ def forward_flops_by_part(architecture: Architecture, seq_length: int, causal: b
     A sliding layer sees at most its window; with `causal` a token sees half the sequence (or window) on average.
     """
     parts = {"attention_projections": 0.0, "attention_scores": 0.0, "feed_forward": 0.0, "router": 0.0}
-    for layer in architecture.layers:
+    for layer, times in architecture.kinds:
         seen = min(seq_length, layer.window or seq_length)
-        parts["attention_scores"] += _scores(layer, _seen_on_average(seq_length, seen) if causal else seen)
+        parts["attention_scores"] += times * _scores(layer, _seen_on_average(seq_length, seen) if causal else seen)
         for matrix in layer.matrices:
             name = {"attention": "attention_projections", "router": "router"}.get(matrix.part, "feed_forward")
-            parts[name] += 2.0 * matrix.products
+            parts[name] += 2.0 * times * matrix.products
     parts["head"] = 2.0 * architecture.input_embedding
     return {name: flops for name, flops in parts.items() if flops}
 

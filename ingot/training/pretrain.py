@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ingot.planning.section import PlanSection
 from ingot.recipe import FilePath, Recipe, RunSection, Section, StageFolder, UpstreamSection
 from ingot.runs import open_run
 
@@ -73,6 +74,7 @@ class PretrainRecipe(Recipe, stage="pretrain"):
     data: PretrainData
     training: PretrainTraining
     run: PretrainRun
+    plan: PlanSection = Field(default_factory=PlanSection, description="what is expected of the run")
 
     def problems(self) -> Iterator[str]:
         """Contradictions that need no library to see."""
@@ -97,6 +99,7 @@ class PretrainRecipe(Recipe, stage="pretrain"):
         if training.get("fp16") and training.get("bf16"):
             yield "training.fp16: also training.bf16 is set; keep one of them"
         yield from self.model.problems(self.data.seq_length)
+        yield from self.plan.problems()
         if "learning_rate" not in training:
             yield "training.learning_rate: missing; add it to the recipe or give --training.learning_rate=..."
 

@@ -1,0 +1,205 @@
+"""The forward plan: what a recipe, or a model of transformers, costs in parameters, arithmetic, memory, time and money."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ingot.planning.architecture import Architecture, architecture_of_config
+from ingot.planning.flops import CONVENTIONS, Convention, forward_flops_by_part, training_flops_per_token
+from ingot.planning.machine import Machine
+from ingot.planning.memory import TrainingSetup, estimate_memory, settings_that_fit, setup_of_recipe
+from ingot.planning.scaling import counted_parameters, find_law
+from ingot.recipe_yaml import InputError
+
+DEFAULT_MFU = 0.4
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is planned: a model, how it is trained, and on how many tokens (None: not known)."""
+
+    name: str
+    architecture: Architecture
+    setup: TrainingSetup
+    tokens: float | None = None
+
+
+def subject_of_recipe(path: Path, overrides: Sequence[str], words: Any, load: Callable[..., Any]) -> Subject:
+    """The model and training of a recipe of pretrain, sft or dpo; options win over the recipe.
+
+    Raises: InputError when the recipe is wrong, or names a model that is not there yet.
+    """
+    recipe = load(path, overrides)
+    if recipe.stage not in ("pretrain", "sft", "dpo"):
+        raise InputError(f"{path}: a recipe of {recipe.stage}; a plan needs one of pretrain, sft or dpo")
+    architecture = architecture_of_config(config_of_recipe(recipe))
+    setup = changed(setup_of_recipe(recipe, strategy="single", num_gpus=1), words)
+    return Subject(f"{path}", architecture, setup, words.tokens or tokens_of_recipe(recipe, words.gpus))
+
+
+def config_of_recipe(recipe: Any) -> Any:
+    """The model configuration that a training recipe will use."""
+    if recipe.stage == "pretrain":
+        from modeling import IngotConfig
+
+        return IngotConfig(**{"max_position_embeddings": recipe.data.seq_length, **recipe.model.upstream_values()})
+    from ingot.planning.inspect_model import read_config
+    from ingot.runs import model_folder
+
+    return read_config(model_folder(recipe.run.from_))
+
+
+def tokens_of_recipe(recipe: Any, num_processes: int) -> float | None:
+    """Tokens that a pretraining recipe reads; None where the data decide."""
+    if recipe.stage != "pretrain":
+        return None
+    training = recipe.training.upstream_values()
+    steps = training.get("max_steps") or 0
+    if steps <= 0:
+        return _tokens_of_epochs(recipe, float(training["num_train_epochs"]))
+    micro = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
+    return float(steps * (recipe.run.global_batch_size or micro * num_processes) * recipe.data.seq_length)
+
+
+def _tokens_of_epochs(recipe: Any, epochs: float) -> float | None:
+    """Tokens of so many passes over the prepared data; None while they are not prepared."""
+    from ingot.runs import MANIFEST, read_manifest
+
+    if not (recipe.data.shards / MANIFEST).is_file():
+        return None
+    found = read_manifest(recipe.data.shards)["results"].get("train_tokens")
+    return None if found is None else epochs * found
+
+
+def subject_of_hf(path: Path, words: Any) -> Subject:
+    """A model of transformers, trained as the options say."""
+    from ingot.planning.inspect_model import read_config
+
+    config = read_config(path)
+    architecture = architecture_of_config(config)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
+    setup = TrainingSetup(micro_batch=8, seq_length=min(2048, longest))
+    return Subject(str(path), architecture, changed(setup, words), words.tokens)
+
+
+def changed(setup: TrainingSetup, words: Any) -> TrainingSetup:
+    """The setup with what the options say instead."""
+    names = ("seq_length", "micro_batch", "precision", "optimizer", "gradient_checkpointing")
+    return replace(setup, **{n: v for n in names if (v := getattr(words, n, None)) is not None})
+
+
+def plan_model(
+    subject: Subject,
+    machine: Machine,
+    convention: Convention = "mfu",
+    mfu: float | None = None,
+    tokens_per_second_per_gpu: float | None = None,
+    laws: Sequence[str] = ("besiroglu",),
+) -> dict[str, Any]:
+    """Everything that can be said of a run before it starts, as nested plain values; None where it is not known."""
+    architecture, setup = (
+        subject.architecture,
+        replace(subject.setup, strategy=machine.strategy, num_gpus=machine.num_gpus),
+    )
+    plan = {
+        "model": _model(subject.name, architecture),
+        "parameters": {
+            "total": architecture.total, "active": architecture.active, "buffers": architecture.buffers,
+            "by_component": architecture.parameters,
+        },
+        "flops_per_token": _flops(architecture, setup.seq_length, convention),
+        "memory": _memory(architecture, setup, machine),
+    }  # fmt: skip
+    plan["run"] = run_figures(architecture, setup, machine, subject.tokens, mfu, tokens_per_second_per_gpu)
+    plan["loss"] = losses(architecture, subject.tokens, laws)
+    return plan
+
+
+def _model(name: str, architecture: Architecture) -> dict[str, Any]:
+    first = architecture.layers[0]
+    return {
+        "name": name, "type": architecture.model_type, "layers": architecture.num_layers,
+        "hidden_size": architecture.hidden_size, "heads": first.num_heads, "kv_heads": first.num_key_value_heads,
+        "head_dim": first.qk_head_dim, "vocab_size": architecture.vocab_size, "tied": architecture.tied,
+        "experts": max(layer.num_experts for layer in architecture.layers),
+    }  # fmt: skip
+
+
+def _flops(architecture: Architecture, seq_length: int, convention: Convention) -> dict[str, Any]:
+    by_convention = {name: training_flops_per_token(architecture, seq_length, name) for name in CONVENTIONS}
+    return {
+        "convention": convention,
+        "seq_length": seq_length,
+        "forward": by_convention[convention] / 3,
+        "training": by_convention[convention],
+        "training_by_convention": by_convention,
+        "forward_by_part_causal": forward_flops_by_part(architecture, seq_length, causal=True),
+        "forward_by_part_non_causal": forward_flops_by_part(architecture, seq_length, causal=False),
+    }
+
+
+def _memory(architecture: Architecture, setup: TrainingSetup, machine: Machine) -> dict[str, Any]:
+    known = machine.gpu.memory_bytes if machine.gpu else None
+    estimate = estimate_memory(architecture, setup, total_memory=known)
+    memory: dict[str, Any] = {
+        "strategy": setup.strategy, "num_gpus": setup.num_gpus, "micro_batch": setup.micro_batch,
+        "precision": setup.precision, "optimizer": setup.optimizer,
+        "gradient_checkpointing": setup.gradient_checkpointing,
+        "peak_bytes": estimate.peak_bytes, "by_part": dict(estimate.by_part),
+        "gpu_bytes": known, "usable_bytes": machine.memory,
+        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(architecture),
+    }  # fmt: skip
+    if machine.memory is not None:
+        memory["fits"] = estimate.peak_bytes <= machine.memory
+        memory["settings_that_fit"] = [] if memory["fits"] else [
+            {"change": change, "peak_bytes": found.peak_bytes}
+            for _, found, change in settings_that_fit(architecture, setup, machine.memory)
+        ]  # fmt: skip
+    return memory
+
+
+def kv_cache_bytes_per_token(architecture: Architecture, bytes_per_value: int = 2) -> int:
+    """Bytes of keys and values that one token adds to the cache while generating, in bf16 as transformers keeps them."""
+    widths = (
+        (layer.qk_head_dim + layer.v_head_dim) * layer.num_key_value_heads * n for layer, n in architecture.kinds
+    )
+    return bytes_per_value * sum(widths)
+
+
+def run_figures(
+    architecture: Architecture,
+    setup: TrainingSetup,
+    machine: Machine,
+    tokens: float | None,
+    mfu: float | None = None,
+    tokens_per_second_per_gpu: float | None = None,
+) -> dict[str, Any]:
+    """Rate, time and money: from a measured rate, else from an expected utilisation of a known peak."""
+    flops = training_flops_per_token(architecture, setup.seq_length)
+    rate, used, measured = tokens_per_second_per_gpu, mfu or DEFAULT_MFU, tokens_per_second_per_gpu is not None
+    if rate is None and machine.peak is not None:
+        rate = used * machine.peak / flops
+    elif rate is not None:
+        used = rate * flops / machine.peak if machine.peak else None
+    hours = tokens / rate / machine.num_gpus / 3600 if tokens and rate else None
+    gpu_hours = None if hours is None else hours * machine.num_gpus
+    price = machine.usd_per_gpu_hour
+    return {
+        "gpu": machine.gpu.name if machine.gpu else None, "num_gpus": machine.num_gpus,
+        "tokens": tokens, "tokens_per_parameter": tokens / architecture.total if tokens else None,
+        "flops": tokens * flops if tokens else None,
+        "mfu": used if rate is not None else None,
+        "mfu_source": "measured rate" if measured else "given" if mfu else "assumed",
+        "tokens_per_second_per_gpu": rate, "tokens_per_second": rate * machine.num_gpus if rate else None,
+        "hours": hours, "gpu_hours": gpu_hours,
+        "usd": gpu_hours * price if gpu_hours is not None and price is not None else None,
+    }  # fmt: skip
+
+
+def losses(architecture: Architecture, tokens: float | None, laws: Sequence[str]) -> dict[str, float | None]:
+    """Held-out loss in nats per token that each law expects of this model after so many tokens."""
+    if not tokens:
+        return {}
+    found = {law.name: law for law in map(find_law, laws)}
+    return {name: law.loss(counted_parameters(law, architecture), tokens) for name, law in found.items()}
