@@ -155,8 +155,8 @@ def decoder(
 ) -> Architecture:
     """Describes a decoder from its sizes, with IngotConfig's names.
 
-    `norm_vectors`: 1 for RMSNorm, 2 for LayerNorm with bias. `windows` and `sparse_layers` have a value for each layer,
-    or none.
+    `norm_vectors`: 1 for RMSNorm, 2 for LayerNorm with bias. `windows` and `sparse_layers` have a value for each
+    layer, or none.
     """
     heads, groups = num_attention_heads, num_key_value_heads or num_attention_heads
     width = head_dim or hidden_size // heads

@@ -61,8 +61,8 @@ def _mfu(words: Namespace, overrides: Sequence[str], load: Loader) -> tuple[dict
         "gpu": machine.gpu.name if machine.gpu else None, "peak_flops": machine.peak, "convention": "mfu",
     }  # fmt: skip
     page = (
-        f"{show.percent(plan['mfu'])} MFU: {rate:,.0f} tokens/s x {show.amount(flops, 'FLOP', 4)} a token over the dense "
-        f"bf16 peak of {show.amount(machine.peak, 'FLOP/s', 4)}"
+        f"{show.percent(plan['mfu'])} MFU: {rate:,.0f} tokens/s x {show.amount(flops, 'FLOP', 4)} a token over the "
+        f"dense bf16 peak of {show.amount(machine.peak, 'FLOP/s', 4)}"
     )
     return plan, page
 

@@ -21,7 +21,7 @@ CONVENTIONS: dict[str, str] = {
 def training_flops_per_token(architecture: Architecture, seq_length: int, convention: Convention = "mfu") -> float:
     """FLOPs of one training token: forward and twice that for backward; nothing computed twice is counted.
 
-    N counts of the experts only those that a token meets; L layers, H heads times head width, S `seq_length` in tokens.
+    N counts of the experts only those that a token meets; L layers, H heads times head width, S `seq_length` tokens.
     """
     if convention in ("non_causal", "causal"):
         return 3.0 * sum(forward_flops_by_part(architecture, seq_length, convention == "causal").values())

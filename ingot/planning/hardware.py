@@ -1,4 +1,4 @@
-"""GPUs: peak rates, memory and bandwidth. Dense figures with float32 accumulation; an unknown GPU has none, no guess."""
+"""GPUs: peak rates, memory and bandwidth. Dense figures, float32 accumulation; none for an unknown GPU, no guess."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ _TABLE: list[tuple[str, float, float | None, int, int]] = [
     ("A30", 165.0, None, 24, 933), ("A6000", 154.85, None, 48, 768),
     ("RTX 5090", 209.5, 419.0, 32, 1792), ("RTX 4090", 165.2, 330.0, 24, 1008), ("RTX 4070 Ti", 80.0, 160.0, 12, 504),
     ("RTX 3090", 71.0, None, 24, 936), ("RTX 3060", 25.6, None, 12, 360),
-    ("MI300X", 1307.0, 2615.0, 192, 5300), ("MI325X", 1307.0, 2615.0, 256, 6000), ("MI355X", 2500.0, 5000.0, 288, 8000),
+    ("MI300X", 1307.0, 2615.0, 192, 5300), ("MI325X", 1307.0, 2615.0, 256, 6000),
+    ("MI355X", 2500.0, 5000.0, 288, 8000),
 ]  # fmt: skip
 # Words that make another chip, or a part of one, of a name in the table: "RTX 3060 Ti", "RTX 4090 Laptop GPU"
 OTHER_CHIPS = {"Ti", "SUPER", "D", "Laptop", "Max", "MIG"}

@@ -1,4 +1,4 @@
-"""The forward plan: what a recipe, or a model of transformers, costs in parameters, arithmetic, memory, time and money."""
+"""The forward plan: what a recipe, or a model of transformers, costs: parameters, FLOPs, memory, time, money."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -160,7 +160,7 @@ def _memory(architecture: Architecture, setup: TrainingSetup, machine: Machine) 
 
 
 def kv_cache_bytes_per_token(architecture: Architecture, bytes_per_value: int = 2) -> int:
-    """Bytes of keys and values that one token adds to the cache while generating, in bf16 as transformers keeps them."""
+    """Bytes of keys and values that one token adds to the cache while generating, in bf16, as transformers keeps it."""
     widths = (
         (layer.qk_head_dim + layer.v_head_dim) * layer.num_key_value_heads * n for layer, n in architecture.kinds
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ingot.planning.architecture import Architecture
 from ingot.recipe import InputError, nearest
 from ingot.runs import read_json
 
@@ -210,6 +211,12 @@ def best_tokens(flops: float, flops_per_token: float, max_tokens: float | None =
         return tokens
     _positive("max_tokens", max_tokens)
     return min(tokens, max_tokens)
+
+
+def counted_parameters(law: Law, architecture: Architecture) -> int:
+    """The parameters of a model that the law's N is about; of experts those that a token meets."""
+    tables = architecture.input_embedding + architecture.head
+    return architecture.active - (tables if law.counts == "non_embedding" else 0)
 
 
 def optima(flops: float, max_tokens: float | None = None, laws: Mapping[str, Law] = LAWS) -> dict[str, Optimum]:

@@ -67,8 +67,8 @@ def model_page(plan: Mapping[str, Any]) -> str:
 def _heading(model: Mapping[str, Any]) -> str:
     experts = f", {model['experts']} experts" if model["experts"] else ""
     return (
-        f"{model['name']}: {model['type']}, {model['layers']} layers of {model['hidden_size']}, {model['heads']} heads "
-        f"({model['kv_heads']} for keys and values) of {model['head_dim']}{experts}, "
+        f"{model['name']}: {model['type']}, {model['layers']} layers of {model['hidden_size']}, "
+        f"{model['heads']} heads ({model['kv_heads']} for keys and values) of {model['head_dim']}{experts}, "
         f"{model['vocab_size']:,} tokens{', tied' if model['tied'] else ''}"
     )
 
@@ -108,8 +108,8 @@ def _memory(memory: Mapping[str, Any]) -> str:
     rows = [(f"{_letter(i)} {name.replace('_', ' ')}", size(n)) for i, (name, n) in enumerate(parts.items())]
     rows.append(("= peak", size(memory["peak_bytes"])))
     title = (
-        f"Memory of a GPU ({memory['strategy']} on {memory['num_gpus']}, {memory['precision']}, {memory['optimizer']}, "
-        f"micro-batch {memory['micro_batch']}, checkpointing {'on' if memory['gradient_checkpointing'] else 'off'})"
+        f"Memory of a GPU ({memory['strategy']} on {memory['num_gpus']}, {memory['precision']}, "
+        f"{memory['optimizer']}, micro-batch {memory['micro_batch']}, checkpointing {'on' if memory['gradient_checkpointing'] else 'off'})"
     )
     lines = [title, table(rows), "  " + memory_bar(list(parts.values()), limit)]
     if "fits" in memory:
@@ -179,7 +179,8 @@ def budget_page(plan: Mapping[str, Any]) -> str:
     blocks.append(
         f"  the laws differ {spread['parameters']:.1f}-fold in parameters and "
         f"{spread['tokens_per_parameter']:.1f}-fold in tokens per parameter; besiroglu is the default, kaplan (which "
-        "leaves embeddings out)\n  is history. Losses are nats per token of the law's own text: compare within one law only"
+        "leaves embeddings out)\n  is history. Losses are nats per token of the law's own text: compare within one "
+        "law only"
     )
     if "fixed_model" in plan:
         blocks.append(_fixed(plan["fixed_model"]))
@@ -255,6 +256,7 @@ def grid_page(plan: Mapping[str, Any]) -> str:
     return "\n\n".join([
         _budget_line({**plan, "max_tokens": None}),
         f"Best of each width and depth by {plan['law']}, of {plan['num_candidates']} near the optimum "
-        f"({amount(plan['optimum']['parameters'])} parameters, {amount(plan['optimum']['tokens'])} tokens)\n{table(rows)}",
+        f"({amount(plan['optimum']['parameters'])} parameters, "
+        f"{amount(plan['optimum']['tokens'])} tokens)\n{table(rows)}",
         "  a law knows size, not shape: where losses are this close, choose by memory, speed and taste",
     ])  # fmt: skip
