@@ -223,7 +223,7 @@ class RunFolder:
         """Writes the manifest, which marks the stage complete; on the main process only. Returns the results."""
         if is_main_process():
             files = {str(p.relative_to(self.path)): describe_file(p) for p in _result_files(self.path)}
-            seconds = round(self._seconds_before() + time.monotonic() - self.started, 1)
+            seconds = round(self.elapsed, 1)
             record = {**self.identity, "results": results, "seconds": seconds, "versions": versions(), "files": files}
             write_json(self.path / MANIFEST, record)
             logger.info("%s: done in %.0f s -> %s", self.recipe.stage, seconds, self.path)
@@ -235,8 +235,13 @@ class RunFolder:
         if is_main_process() and not self.complete:
             write_json(
                 self.path / STARTED,
-                {**self.identity, "seconds": self._seconds_before() + time.monotonic() - self.started},
+                {**self.identity, "seconds": self.elapsed},
             )
+
+    @property
+    def elapsed(self) -> float:
+        """Wall seconds so far, over all interrupted parts."""
+        return self._seconds_before() + time.monotonic() - self.started
 
     def _seconds_before(self) -> float:
         return float(read_json(self.path / STARTED).get("seconds", 0.0))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ingot.export.lineage import Run
+from ingot.planning.held import table as plan_table
 from ingot.recipe_yaml import dump_yaml
 from ingot.runs import describe_file, write_text
 
@@ -167,10 +168,13 @@ def _runs(facts: Facts) -> Iterator[str]:
     if facts.runs:
         yield "## Data and training"
     for run in facts.runs:
-        rows = [("seconds", run.manifest["seconds"]), *flat_numbers(run.manifest["results"])]
+        results = dict(run.manifest["results"])
+        held = results.pop("plan", None)
+        rows = [("seconds", run.manifest["seconds"]), *flat_numbers(results)]
+        plan = f"Plan and measurement:\n\n{plan_table(held)}\n\n" if held else ""
         recipe = dump_yaml(run.recipe).strip()
         yield (
-            f"### {run.stage}\n\n{_table(('', 'value'), rows)}\n\n"
+            f"### {run.stage}\n\n{_table(('', 'value'), rows)}\n\n{plan}"
             f"<details><summary>recipe</summary>\n\n```yaml\n{recipe}\n```\n\n</details>"
         )
 

@@ -1,6 +1,7 @@
 """`ingot plan`: from the words of the command line to a plan, as text or JSON."""
 
 import json
+import math
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -75,9 +76,9 @@ def _budget(words: Namespace) -> tuple[dict[str, Any], str]:
     plan = plan_budget(budget, words.law, words.dataset_tokens, words.max_epochs, words.parameters)
     law = find_law((words.law or ["besiroglu"])[0])
     page = show.budget_page(plan)
-    points = _isoflop(budget["flops"], law)
+    points = _isoflop(budget["flops"], law, plan["max_tokens"])
     if points:
-        best = law.optimum(budget["flops"]).parameters
+        best = law.optimum(budget["flops"], plan["max_tokens"]).parameters
         page += "\n\n" + show.loss_curve(points, f"Loss by {law.name} at this budget, by size of model", best)
     if words.plot is not None:
         from ingot.planning.pictures import plot_budget
@@ -87,11 +88,11 @@ def _budget(words: Namespace) -> tuple[dict[str, Any], str]:
     return plan, page
 
 
-def _isoflop(flops: float, law: Any, num_points: int = 58) -> list[tuple[float, float]]:
+def _isoflop(flops: float, law: Any, max_tokens: float | None, num_points: int = 60) -> list[tuple[float, float]]:
     """Loss against parameters at one budget, a factor of eight to both sides of the best; empty without losses."""
-    best = law.optimum(flops).parameters
+    best = law.optimum(flops, max_tokens).parameters
     sizes = [best * 8 ** (2 * i / (num_points - 1) - 1) for i in range(num_points)]
-    points = [(n, law.loss(n, flops / 6 / n)) for n in sizes]
+    points = [(n, law.loss(n, min(flops / 6 / n, max_tokens or math.inf))) for n in sizes]
     return [] if points[0][1] is None else points
 
 

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ingot.planning.architecture import Architecture, architecture_of_config
+from ingot.planning.figures import losses, run_figures
 from ingot.planning.flops import CONVENTIONS, Convention, forward_flops_by_part, training_flops_per_token
 from ingot.planning.machine import Machine
 from ingot.planning.memory import TrainingSetup, estimate_memory, settings_that_fit, setup_of_recipe
-from ingot.planning.scaling import counted_parameters, find_law
 from ingot.recipe_yaml import InputError
-
-DEFAULT_MFU = 0.4
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,8 @@ def plan_model(
         "flops_per_token": _flops(architecture, setup.seq_length, convention),
         "memory": _memory(architecture, setup, machine),
     }  # fmt: skip
-    plan["run"] = run_figures(architecture, setup, machine, subject.tokens, mfu, tokens_per_second_per_gpu)
+    flops = training_flops_per_token(architecture, setup.seq_length)
+    plan["run"] = run_figures(architecture, flops, machine, subject.tokens, mfu, tokens_per_second_per_gpu)
     plan["loss"] = losses(architecture, subject.tokens, laws)
     return plan
 
@@ -160,46 +159,8 @@ def _memory(architecture: Architecture, setup: TrainingSetup, machine: Machine) 
 
 
 def kv_cache_bytes_per_token(architecture: Architecture, bytes_per_value: int = 2) -> int:
-    """Bytes of keys and values that one token adds to the cache while generating, in bf16, as transformers keeps it."""
+    """Bytes of keys and values that one token adds to the cache while generating, in bf16."""
     widths = (
         (layer.qk_head_dim + layer.v_head_dim) * layer.num_key_value_heads * n for layer, n in architecture.kinds
     )
     return bytes_per_value * sum(widths)
-
-
-def run_figures(
-    architecture: Architecture,
-    setup: TrainingSetup,
-    machine: Machine,
-    tokens: float | None,
-    mfu: float | None = None,
-    tokens_per_second_per_gpu: float | None = None,
-) -> dict[str, Any]:
-    """Rate, time and money: from a measured rate, else from an expected utilisation of a known peak."""
-    flops = training_flops_per_token(architecture, setup.seq_length)
-    rate, used, measured = tokens_per_second_per_gpu, mfu or DEFAULT_MFU, tokens_per_second_per_gpu is not None
-    if rate is None and machine.peak is not None:
-        rate = used * machine.peak / flops
-    elif rate is not None:
-        used = rate * flops / machine.peak if machine.peak else None
-    hours = tokens / rate / machine.num_gpus / 3600 if tokens and rate else None
-    gpu_hours = None if hours is None else hours * machine.num_gpus
-    price = machine.usd_per_gpu_hour
-    return {
-        "gpu": machine.gpu.name if machine.gpu else None, "num_gpus": machine.num_gpus,
-        "tokens": tokens, "tokens_per_parameter": tokens / architecture.total if tokens else None,
-        "flops": tokens * flops if tokens else None,
-        "mfu": used if rate is not None else None,
-        "mfu_source": "measured rate" if measured else "given" if mfu else "assumed",
-        "tokens_per_second_per_gpu": rate, "tokens_per_second": rate * machine.num_gpus if rate else None,
-        "hours": hours, "gpu_hours": gpu_hours,
-        "usd": gpu_hours * price if gpu_hours is not None and price is not None else None,
-    }  # fmt: skip
-
-
-def losses(architecture: Architecture, tokens: float | None, laws: Sequence[str]) -> dict[str, float | None]:
-    """Held-out loss in nats per token that each law expects of this model after so many tokens."""
-    if not tokens:
-        return {}
-    found = {law.name: law for law in map(find_law, laws)}
-    return {name: law.loss(counted_parameters(law, architecture), tokens) for name, law in found.items()}

@@ -117,4 +117,4 @@ def run(recipe: PretrainRecipe) -> dict[str, Any]:
         keep_quiet()
         from ingot.training.pretrain_loop import pretrain
 
-        return folder.finish(pretrain(recipe, folder.path, training))
+        return folder.finish(pretrain(recipe, folder, training))

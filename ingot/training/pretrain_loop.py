@@ -1,8 +1,9 @@
 """What pretraining does, in reading order: batch sizes, model, data, trainer, result."""
 
 import math
-from collections.abc import Sized
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
+from statistics import median
 from typing import Any, cast
 
 import torch
@@ -16,9 +17,10 @@ from ingot.data.shards import TokenShards
 from ingot.loading import load_tokenizer
 from ingot.planning.architecture import architecture_of_config
 from ingot.planning.flops import training_flops_per_token
+from ingot.planning.held import hold, table
 from ingot.plots import plot_loss
 from ingot.recipe import InputError
-from ingot.runs import get_logger, is_main_process, num_processes, sha256_file, write_text
+from ingot.runs import RunFolder, get_logger, is_main_process, num_processes, sha256_file, write_text
 from ingot.tokenization.build import copy_tokenizer
 from ingot.tokenization.inspect import check_rows
 from ingot.training.callbacks import (
@@ -32,19 +34,28 @@ from ingot.training.callbacks import (
 )
 from ingot.training.checkpoints import newest_checkpoint
 from ingot.training.optim import MuonFactory
+from ingot.training.prediction import predict
 from ingot.training.pretrain import PretrainRecipe
 from ingot.training.pretrain_trainer import PretrainTrainer
 from modeling import IngotConfig, IngotForCausalLM
 
 logger = get_logger(__name__)
 
+PLAN_NOTE = (
+    "Predicted for this machine from the recipe's `plan` section. Memory: the peak that torch allocated on the first "
+    "GPU. Time and money: measured with start, evaluation and saving. A law's loss is that of its own tokenizer and "
+    "text: fit one to your runs with `ingot plan fit`."
+)
 
-def pretrain(recipe: PretrainRecipe, folder: Path, training: dict[str, Any]) -> dict[str, Any]:
-    """Trains to the end, or continues to it, and writes the model to `folder/model`.
+
+def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -> dict[str, Any]:
+    """Trains to the end, or continues to it, and writes the model to `model/` in the run folder.
 
     Raises: InputError for a recipe that contradicts itself, KeyboardInterrupt when stopped by a signal (after saving).
     """
+    folder = run.path
     arguments, blocks = training_arguments(recipe, folder, training)
+    predicted = predict(recipe, model_config(recipe), arguments, blocks * recipe.data.seq_length)
     tokenizer = load_tokenizer(recipe.model.tokenizer)
     set_seed(arguments.seed)
     model = build_model(recipe, tokenizer)
@@ -73,7 +84,7 @@ def pretrain(recipe: PretrainRecipe, folder: Path, training: dict[str, Any]) -> 
     if checkpoint is not None:
         logger.info("continuing from %s", checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return conclude(trainer, folder, tokenizer, heldout, recipe)
+    return conclude(trainer, run, tokenizer, heldout, predicted)
 
 
 def training_arguments(
@@ -128,16 +139,23 @@ def batch_sizes(recipe: PretrainRecipe, values: dict[str, Any]) -> dict[str, Any
     return values | {"per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro}
 
 
+def model_config(recipe: PretrainRecipe) -> IngotConfig:
+    """The architecture that the recipe says.
+
+    Raises: InputError for contradictory values.
+    """
+    try:
+        return IngotConfig(**{"max_position_embeddings": recipe.data.seq_length, **recipe.model.upstream_values()})
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise InputError(f"model: {error}") from error
+
+
 def build_model(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase) -> IngotForCausalLM:
     """A model of random weights that fits the tokenizer.
 
-    Raises: InputError for contradictory values or a tokenizer with more entries than the model has rows.
+    Raises: InputError for a tokenizer with more entries than the model has rows.
     """
-    values = {"max_position_embeddings": recipe.data.seq_length, **recipe.model.upstream_values()}
-    try:
-        config = IngotConfig(**values)
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise InputError(f"model: {error}") from error
+    config = model_config(recipe)
     check_rows(config.vocab_size, tokenizer)
     config.bos_token_id = None
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -244,30 +262,51 @@ def describe(
 
 def conclude(
     trainer: PretrainTrainer,
-    folder: Path,
+    run: RunFolder,
     tokenizer: PreTrainedTokenizerBase,
     heldout: EvaluationBlocks,
-    recipe: PretrainRecipe,
+    predicted: dict[str, Any],
 ) -> dict[str, Any]:
-    """Evaluates, saves the model with its tokenizer, and writes the report with the loss curve."""
-    loss = last_evaluation(trainer)
+    """Evaluates, saves the model with its tokenizer, and writes the report with the loss curve and the plan."""
+    folder, loss = run.path, last_evaluation(trainer)
     model = cast(IngotForCausalLM, trainer.model)
     save_model(trainer, folder / "model", tokenizer)
     metrics = read_metrics(folder / METRICS)
     rates = [m["tokens_per_second"] for m in metrics if "tokens_per_second" in m]
-    results = {
+    results: dict[str, Any] = {
         "parameters": model.num_parameters(),
         "steps": trainer.state.global_step,
-        "tokens": len(cast(Sized, trainer.train_dataset)) * recipe.data.seq_length,
+        "tokens": len(cast(Sized, trainer.train_dataset)) * heldout.seq_length,
         "heldout_loss": loss,
         "heldout_bits_per_byte": loss / math.log(2) / heldout.bytes_per_target,
-        "tokens_per_second": sorted(rates)[len(rates) // 2] if rates else None,
+        "tokens_per_second": median(rates) if rates else None,
     }
+    held = hold(predicted, {**results, **measurements(metrics, run, loss)})
     if is_main_process():
         plot_loss(metrics, folder / "loss.png")
         rows = "\n".join(f"| {key} | {value} |" for key, value in results.items())
-        write_text(folder / "report.md", f"# Pretraining\n\n| | |\n|---|---|\n{rows}\n\n![loss](loss.png)\n")
-    return results
+        parts = [
+            "# Pretraining",
+            f"| | |\n|---|---|\n{rows}",
+            "![loss](loss.png)",
+            "## Plan and measurement",
+            table(held),
+        ]
+        write_text(folder / "report.md", "\n\n".join([*parts, PLAN_NOTE]) + "\n")
+    return {**results, "plan": held}
+
+
+def measurements(metrics: Sequence[Mapping[str, Any]], run: RunFolder, loss: float) -> dict[str, Any]:
+    """What the plan is held against, beside the results: memory, MFU, hours, money and loss."""
+    used = [m["mfu"] for m in metrics if "mfu" in m]
+    price = run.recipe.plan.usd_per_gpu_hour if isinstance(run.recipe, PretrainRecipe) else None
+    return {
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None,
+        "mfu": median(used) if used else None,
+        "hours": run.elapsed / 3600,
+        "usd": None if price is None else run.elapsed / 3600 * num_processes() * price,
+        "loss": loss,
+    }
 
 
 def last_evaluation(trainer: Trainer) -> float:

@@ -1,0 +1,47 @@
+"""Rate, time, money and loss of a run that is planned."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ingot.planning.architecture import Architecture
+from ingot.planning.machine import Machine
+from ingot.planning.scaling import counted_parameters, find_law
+
+DEFAULT_MFU = 0.4
+
+
+def run_figures(
+    architecture: Architecture,
+    flops_per_token: float,
+    machine: Machine,
+    tokens: float | None,
+    mfu: float | None = None,
+    tokens_per_second_per_gpu: float | None = None,
+) -> dict[str, Any]:
+    """Rate, time and money: from a measured rate, else from an expected utilisation of a known peak."""
+    rate, used, measured = tokens_per_second_per_gpu, mfu or DEFAULT_MFU, tokens_per_second_per_gpu is not None
+    if rate is None and machine.peak is not None:
+        rate = used * machine.peak / flops_per_token
+    elif rate is not None:
+        used = rate * flops_per_token / machine.peak if machine.peak else None
+    hours = tokens / rate / machine.num_gpus / 3600 if tokens and rate else None
+    gpu_hours = None if hours is None else hours * machine.num_gpus
+    price = machine.usd_per_gpu_hour
+    return {
+        "gpu": machine.gpu.name if machine.gpu else None, "num_gpus": machine.num_gpus,
+        "tokens": tokens, "tokens_per_parameter": tokens / architecture.total if tokens else None,
+        "flops": tokens * flops_per_token if tokens else None,
+        "mfu": used if rate is not None else None,
+        "mfu_source": "measured rate" if measured else "given" if mfu else "assumed",
+        "tokens_per_second_per_gpu": rate, "tokens_per_second": rate * machine.num_gpus if rate else None,
+        "hours": hours, "gpu_hours": gpu_hours,
+        "usd": gpu_hours * price if gpu_hours is not None and price is not None else None,
+    }  # fmt: skip
+
+
+def losses(architecture: Architecture, tokens: float | None, laws: Sequence[str]) -> dict[str, float | None]:
+    """Held-out loss in nats per token that each law expects of this model after so many tokens."""
+    if not tokens:
+        return {}
+    found = {law.name: law for law in map(find_law, laws)}
+    return {name: law.loss(counted_parameters(law, architecture), tokens) for name, law in found.items()}

@@ -1,0 +1,81 @@
+"""What a run is expected to be, before it starts: it is refused when it does not fit the GPU."""
+
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from ingot.planning.architecture import architecture_of_config
+from ingot.planning.figures import losses, run_figures
+from ingot.planning.flops import training_flops_per_token
+from ingot.planning.hardware import gpu_of_device
+from ingot.planning.held import LABELS, SHOWN
+from ingot.planning.machine import Machine
+from ingot.planning.show import size
+from ingot.recipe import InputError
+from ingot.runs import get_logger, num_processes
+
+logger = get_logger(__name__)
+
+TOLERANCE = 0.1  # of the memory estimate: a run is refused only when it would not fit with so much less
+
+
+def strategy_of_run(arguments: TrainingArguments) -> str:
+    """How this launch shares the training state among its processes, by the planner's name."""
+    if arguments.deepspeed_plugin is not None:
+        zero = arguments.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
+        offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        return "zero3_offload" if offload else f"zero{zero.get('stage', 0)}"
+    if getattr(arguments, "fsdp_plugin_args", None):
+        return "fsdp2"
+    return "ddp" if num_processes() > 1 else "single"
+
+
+def check_memory(recipe: Any, config: Any, arguments: TrainingArguments) -> int | None:
+    """The peak of memory that is expected on each GPU, in bytes; None on a CPU.
+
+    Raises: InputError when it is more than the GPU has, with the nearest settings that fit.
+    """
+    if arguments.device.type != "cuda":
+        return None
+    from ingot.planning.memory import estimate_memory, settings_that_fit, setup_of_recipe
+
+    total = torch.cuda.get_device_properties(arguments.device).total_memory
+    setup = setup_of_recipe(recipe, strategy=strategy_of_run(arguments), num_gpus=num_processes())
+    architecture = architecture_of_config(config)
+    peak = estimate_memory(architecture, setup, total_memory=total).peak_bytes
+    if peak * (1 - TOLERANCE) > total:
+        fitting = settings_that_fit(architecture, setup, total)
+        ways = [f"{change}: {size(estimate.peak_bytes)}" for _, estimate, change in fitting]
+        raise InputError(
+            f"{recipe.stage}: needs about {size(peak)} of memory on each GPU, which has {size(total)}; "
+            + ("; ".join(["fits with", *ways]) if ways else "take a smaller model, or more or larger GPUs")
+        )
+    if peak > total * (1 - TOLERANCE / 2):
+        logger.warning("memory: about %s of the GPU's %s are expected; it may not fit", size(peak), size(total))
+    return peak
+
+
+def predict(recipe: Any, config: Any, arguments: TrainingArguments, tokens: int) -> dict[str, Any]:
+    """Parameters, memory, rate, MFU, hours and loss that the recipe's `plan` section leads to on this machine.
+
+    Raises: InputError when it does not fit the GPU.
+    """
+    memory = check_memory(recipe, config, arguments)
+    architecture, section = architecture_of_config(config), recipe.plan
+    gpu = gpu_of_device(torch.cuda.get_device_name(arguments.device)) if memory is not None else None
+    strategy = strategy_of_run(arguments)
+    machine = Machine(gpu, num_processes(), strategy, section.usd_per_gpu_hour)
+    flops = training_flops_per_token(architecture, recipe.data.seq_length)
+    figures = run_figures(architecture, flops, machine, tokens, section.mfu, section.tokens_per_second_per_gpu)
+    predicted = {
+        "parameters": architecture.total,
+        "peak_memory_bytes": memory,
+        "tokens_per_second": figures["tokens_per_second"],
+        "mfu": figures["mfu"],
+        "hours": figures["hours"],
+        "loss": next(iter(losses(architecture, tokens, [section.law]).values())),
+        "usd": figures["usd"],
+    }
+    logger.info("plan: %s", "  ".join(f"{LABELS[k]} {SHOWN[k](v)}" for k, v in predicted.items() if v is not None))
+    return predicted
