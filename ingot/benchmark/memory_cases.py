@@ -44,7 +44,12 @@ class Case:
     @property
     def name(self) -> str:
         """The case in one line."""
-        parts = [self.model, f"{self.micro_batch}x{self.seq_length}", self.optimizer, f"loss {self.loss_implementation}"]
+        parts = [
+            self.model,
+            f"{self.micro_batch}x{self.seq_length}",
+            self.optimizer,
+            f"loss {self.loss_implementation}",
+        ]
         parts += ["checkpointing"] if self.gradient_checkpointing else []
         parts += [] if self.bf16 else ["fp32"]
         parts += [] if self.packed else ["one document a block"]
