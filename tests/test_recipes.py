@@ -1,6 +1,9 @@
 """Every recipe loads, the chains point at their own stages, every size has its numbers, and the small ones run."""
 
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,12 @@ import torch
 
 from ingot.chain import CHAIN, run_command
 from ingot.cli import load_stage, stage_of
+from ingot.loading import load_tokenizer
 from ingot.recipe import InputError, stage_inputs
 from ingot.recipe_yaml import read_yaml
 from ingot.runs import read_json
 from ingot.training import pretrain_loop
+from ingot.training.encoding import ConversationEncoder
 from ingot.training.pretrain import run as run_pretrain
 from modeling import IngotConfig, IngotForCausalLM
 
@@ -90,6 +95,23 @@ def test_inputs_are_outputs_of_earlier_recipes_or_folders_that_the_recipe_says_h
 def is_fetched(folder: Path, text: str) -> bool:
     """Whether a comment of the recipe holds the command that downloads the folder."""
     return bool(re.search(rf"^#.* --local-dir {re.escape(str(folder))}(\s|$)", text, re.MULTILINE))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("size", [name for name, size in SIZES.items() if size.vocabulary == 151_936])
+def test_qwen3s_tokenizer_set_up_as_the_recipe_says_learns_from_several_turns(size: str, tmp_path: Path) -> None:
+    source = ROOT.parent / "shared/data/tokenizers/qwen3"
+    if not source.is_dir():
+        pytest.skip("the development tokenizers are not beside the project")
+    shutil.copytree(source, tmp_path / "tokenizers/qwen3")
+    text = (ROOT / "recipes" / size / "pretrain.yaml").read_text().replace("\\\n#", "")
+    command = next(line.removeprefix("#").strip() for line in text.split("\n") if "chat_template.jinja" in line)
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True, cwd=tmp_path)
+    turns = [("user", "Hello"), ("assistant", "Hi."), ("user", "What is two and two?"), ("assistant", "Four.")]
+    encoder = ConversationEncoder(load_tokenizer(tmp_path / "tokenizers/qwen3"), 64, None)
+    (example,), _ = encoder.encode([{"messages": [{"role": r, "content": c} for r, c in turns]}], "test")
+    learned = [label for label in example.labels if label >= 0]
+    assert encoder.tokenizer.decode(learned) == "Hi.<|im_end|>Four.<|im_end|>"
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
