@@ -192,12 +192,26 @@ def _sweep(parser: Parser) -> None:
     parser.add_argument("--flops", type=positive, nargs="+", required=True, help="compute of each curve")
     parser.add_argument("--models", type=count, default=5, help="sizes on each curve; default %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="folder for recipes and runs")
+    parser.add_argument(
+        "--law", default="besiroglu", help="its optimum is the middle of the sizes; default %(default)s"
+    )
+    parser.add_argument(
+        "--tokens-per-parameter", type=positive, help="middle of the sizes, in place of a law's optimum"
+    )
+    parser.add_argument("--spacing", type=number(above=1), default=2.0, help="from size to size; default %(default)s")
+    parser.add_argument(
+        "--rate-power", type=number(least=0), default=0.0,
+        help="learning rate: the recipe's times (its width / width) to this power; default %(default)s",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="write the recipes and show the table, train nothing")
 
 
 def _fit(parser: Parser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="finished run folders of pretrain")
     parser.add_argument("--out", type=Path, required=True, help="folder for law.json, report.md and the plots")
+    parser.add_argument(
+        "--check", type=Path, nargs="+", default=[], help="runs to hold the law against, not fit it to"
+    )
     parser.add_argument("--bootstrap", type=number(least=0, whole=True), default=200, help="resamples for intervals")
     parser.add_argument("--seed", type=number(least=0, whole=True), default=0, help="of the resamples")
 

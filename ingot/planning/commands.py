@@ -21,7 +21,7 @@ def plan_command(arguments: Sequence[str], load: Loader) -> None:
     """
     words, overrides = parse(arguments)
     name = arguments[0]
-    if name in ("model", "mfu"):
+    if name in _RECIPE_COMMANDS:
         plan, page = _RECIPE_COMMANDS[name](words, overrides, load)
     else:
         plan, page = _COMMANDS[name](words)
@@ -103,16 +103,19 @@ def _grid(words: Namespace) -> tuple[dict[str, Any], str]:
     return plan, show.grid_page(plan)
 
 
-def _sweep(words: Namespace) -> tuple[dict[str, Any], str]:
+def _sweep(words: Namespace, _: Sequence[str], load: Loader) -> tuple[dict[str, Any], str]:
     from ingot.planning.sweep import sweep_command
 
-    return sweep_command(words.config, words.flops, words.models, words.out, words.dry_run)
+    return sweep_command(
+        words.config, words.flops, words.models, words.out, load, dry_run=words.dry_run, law=words.law,
+        tokens_per_parameter=words.tokens_per_parameter, spacing=words.spacing, rate_power=words.rate_power,
+    )  # fmt: skip
 
 
 def _fit(words: Namespace) -> tuple[dict[str, Any], str]:
     from ingot.planning.fit import fit_command
 
-    plan = fit_command(words.runs, words.out, bootstrap=words.bootstrap, seed=words.seed)
+    plan = fit_command(words.runs, words.out, bootstrap=words.bootstrap, seed=words.seed, check=words.check)
     return plan, (words.out / "report.md").read_text(encoding="utf-8")
 
 
@@ -122,5 +125,5 @@ def _write(words: Namespace) -> tuple[dict[str, Any], str]:
     return write_recipes(words, machine_of(words))
 
 
-_RECIPE_COMMANDS = {"model": _model, "mfu": _mfu}
-_COMMANDS = {"budget": _budget, "grid": _grid, "sweep": _sweep, "fit": _fit, "write": _write}
+_RECIPE_COMMANDS = {"model": _model, "mfu": _mfu, "sweep": _sweep}
+_COMMANDS = {"budget": _budget, "grid": _grid, "fit": _fit, "write": _write}

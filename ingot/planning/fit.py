@@ -1,288 +1,68 @@
-"""Fits L = E + A / N^alpha + B / D^beta to measured runs, as Besiroglu et al. (2024) did.
+"""`ingot plan fit`: from finished runs to a law of their own, with a report, pictures and a file for `--law`."""
 
-log L = logsumexp(log E, log A - alpha log N, log B - beta log D); Huber loss on the residuals of log L, from many
-starts, with L-BFGS-B; intervals from a bootstrap over the runs. N and D are taken relative to their geometric means
-while fitting, so that A and alpha (B and beta) do not move together.
-"""
-
+import csv
+import io
 import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ingot.planning.scaling import COEFFICIENTS, FLOPS_PER_PARAMETER, Optimum, ParametricLaw
+from ingot.planning.law_fitting import Fit, Point, budgets, fit_law, parabola
+from ingot.planning.law_runs import Runs, read_runs
+from ingot.planning.scaling import COEFFICIENTS, ParametricLaw
 from ingot.recipe import InputError
-from ingot.runs import progress
+from ingot.runs import get_logger, write_json, write_text
 
-Vector = NDArray[np.float64]
+__all__ = ["Fit", "Point", "fit_command", "fit_law", "read_runs"]
 
-HUBER_DELTA = 1e-3
-FEWEST_RUNS = 6  # one more than there are coefficients
-ENOUGH_RUNS = 12
-EXPONENTS = (0.02, 3.0)  # bounds of alpha and beta
-LEAST_E = 1e-3  # nats; a fit that goes there has no floor
-STARTS_PER_EXPONENT = 16  # the grid of starts is this squared
-REFINED = 12  # starts of the grid that L-BFGS goes on from
-SAME_BUDGET = 1.25  # runs within this factor of compute belong to one budget
-WIDE = {"alpha": 0.5, "beta": 0.5, "E": 0.5}  # half an interval, as a share of the value, that is told
+logger = get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Point:
-    """A finished run: parameters, tokens, and held-out loss in nats per token."""
+def fit_command(
+    runs: Sequence[Path], out: Path, *, bootstrap: int = 200, seed: int = 0, check: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Fits a law to the finished runs and writes law.json, points.csv, report.md, isoflop.png and fit.png to `out`.
 
-    name: str
-    parameters: float
-    tokens: float
-    loss: float
-
-    @property
-    def flops(self) -> float:
-        """6 N D."""
-        return FLOPS_PER_PARAMETER * self.parameters * self.tokens
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A fitted law, the same for every resample of the runs, and what to be wary of."""
-
-    law: ParametricLaw
-    points: tuple[Point, ...]
-    samples: Vector  # (resamples, 5): E, A, alpha, B, beta
-    warnings: tuple[str, ...] = ()
-    starts: int = 0
-    residuals: Vector = field(default_factory=lambda: np.zeros(0))  # (runs,) measured over predicted, less 1
-
-    def loss_interval(self, parameters: float, tokens: float) -> tuple[float, float] | None:
-        """95% of the resamples' predictions lie between these; None without a bootstrap."""
-        if not len(self.samples):
-            return None
-        e, a, alpha, b, beta = self.samples.T
-        low, high = np.percentile(e + a / parameters**alpha + b / tokens**beta, [2.5, 97.5])
-        return float(low), float(high)
-
-    def optimum_interval(self, flops: float) -> tuple[float, float] | None:
-        """95% of the resamples' best sizes N at 6 N D = flops lie between these; None without a bootstrap."""
-        if not len(self.samples):
-            return None
-        _, a, alpha, b, beta = self.samples.T
-        ratio = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
-        best = ratio * (flops / FLOPS_PER_PARAMETER) ** (beta / (alpha + beta))
-        low, high = np.percentile(best, [2.5, 97.5])
-        return float(low), float(high)
-
-    def optimum(self, flops: float) -> Optimum:
-        """The best split of a budget."""
-        return self.law.optimum(flops)
-
-
-def fit_law(
-    points: Sequence[Point],
-    *,
-    bootstrap: int = 200,
-    seed: int = 0,
-    name: str = "own",
-    unit: str = "nats per token",
-) -> Fit:
-    """Fits the five coefficients and their 95% intervals.
-
-    Raises: InputError for a point that is no number, or too few of them.
+    `check` names runs that are kept out of the fit and held against it. Returns the law, its optima, what it misses
+    and the warnings. Raises: InputError in one line that names the run which cannot be used.
     """
-    check_points(points)
-    sizes, texts, losses = (np.array([getattr(p, key) for p in points]) for key in ("parameters", "tokens", "loss"))
-    scales = float(np.exp(np.log(sizes).mean())), float(np.exp(np.log(texts).mean()))
-    problem = np.log(sizes / scales[0]), np.log(texts / scales[1]), np.log(losses)
-    grid = _grid()
-    found = _solve(problem, grid, REFINED)
-    best = found[0]
-    samples = _bootstrap(problem, grid, found[:3], bootstrap, seed)
-    coefficients = [_unscale(theta, scales) for theta in (best, *samples)]
-    values = dict(zip(COEFFICIENTS, coefficients[0], strict=True))
-    table = np.array(coefficients[1:]).reshape(-1, len(COEFFICIENTS))
-    intervals = _intervals(table)
-    flops = [p.flops for p in points]
-    law = ParametricLaw(
-        **values, name=name, source=f"fitted to {len(points)} runs, {len(samples)} resamples", unit=unit,
-        intervals=intervals, fitted_flops=(min(flops), max(flops)),
-    )  # fmt: skip
-    residuals = np.exp(problem[2] - _predict(best, problem)) - 1
-    warnings = tuple(_warnings(points, law, residuals))
-    return Fit(law, tuple(points), table, warnings, len(grid), residuals)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out: {out} is a file; choose a folder")
+    apart = {path.resolve() for path in check}
+    found = read_runs([path for path in runs if path.resolve() not in apart])
+    checks = read_runs(check, like=found.folders[0]).points if check else ()
+    for line in found.left_out:
+        logger.info("left out: %s", line)
+    fit = fit_law(found.points, bootstrap=bootstrap, seed=seed, name=out.name, unit=found.unit)
+    results = describe(fit, found, checks)
+    for line in results["warnings"]:
+        logger.warning("warning: %s", line)
+    out.mkdir(parents=True, exist_ok=True)
+    write_all(fit, checks, results, out)
+    return results
 
 
-def check_points(points: Sequence[Point]) -> None:
-    """Raises: InputError that names the run whose numbers make no sense, or says how many are missing."""
-    for point in points:
-        for key in ("parameters", "tokens", "loss"):
-            value = getattr(point, key)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-                raise InputError(f"{point.name}: {key} is {value!r}; a fit needs a number above 0")
-    different = {(p.parameters, p.tokens) for p in points}
-    if len(different) < FEWEST_RUNS:
-        raise InputError(
-            f"{len(different)} different runs: five coefficients need at least {FEWEST_RUNS}, and {ENOUGH_RUNS} or more "
-            "at three budgets to mean something; make them with: ingot plan sweep"
-        )
+def describe(fit: Fit, found: Runs, checks: Sequence[Point]) -> dict[str, Any]:
+    """Everything that the report says, as plain values."""
+    misses = [abs(float(r)) for r in fit.residuals]
+    return {
+        "law": law_tree(fit.law),
+        "runs": len(fit.points),
+        "resamples": len(fit.samples),
+        "starts": fit.starts,
+        "bits_per_byte_per_nat": found.bits_per_byte,
+        "mean_miss": sum(misses) / len(misses),
+        "largest_miss": max(misses),
+        "budgets": [_budget(fit, group) for group in budgets(fit.points)],
+        "outlook": [_outlook(fit, factor * max(p.flops for p in fit.points)) for factor in (1, 10, 100)],
+        "check": [_check(fit, point) for point in checks],
+        "left_out": list(found.left_out),
+        "warnings": [*found.warnings, *fit.warnings],
+    }
 
 
-def _grid() -> list[tuple[float, float]]:
-    """The starts: pairs of exponents; the rest follows from them."""
-    values = np.geomspace(0.05, 2.0, STARTS_PER_EXPONENT)
-    return [(float(a), float(b)) for a in values for b in values]
-
-
-def _solve(problem: tuple[Vector, ...], grid: Sequence[tuple[float, float]], refined: int) -> list[Vector]:
-    """The refined starts, best first: each (log E, log A, log B, alpha, beta)."""
-    starts = [_linear_start(problem, alpha, beta) for alpha, beta in grid]
-    starts.sort(key=lambda theta: _objective(theta, *problem)[0])
-    return _refine(problem, starts[:refined])
-
-
-def _linear_start(problem: tuple[Vector, ...], alpha: float, beta: float) -> Vector:
-    """The best E, A, B from 0 for given exponents, in the sense of least squares of the relative error."""
-    from scipy.optimize import nnls
-
-    size, text, log_loss = problem
-    loss = np.exp(log_loss)
-    columns = np.stack([np.ones_like(loss), np.exp(-alpha * size), np.exp(-beta * text)], axis=1)
-    factors, _ = nnls(columns / loss[:, None], np.ones_like(loss))
-    logs = np.log(np.maximum(factors, LEAST_E))
-    return np.array([*logs, alpha, beta])
-
-
-def _refine(problem: tuple[Vector, ...], starts: Sequence[Vector]) -> list[Vector]:
-    """L-BFGS-B from every start; the results, best first."""
-    from scipy.optimize import minimize
-
-    most = float(problem[2].min())
-    bounds = [(math.log(LEAST_E), most), (-20.0, 20.0), (-20.0, 20.0), EXPONENTS, EXPONENTS]
-    options = {"maxiter": 1000, "ftol": 1e-13, "gtol": 1e-9}
-    ends = [minimize(_objective, s, problem, "L-BFGS-B", jac=True, bounds=bounds, options=options) for s in starts]
-    return [end.x for end in sorted(ends, key=lambda end: float(end.fun))]
-
-
-def _predict(theta: Vector, problem: tuple[Vector, ...]) -> Vector:
-    """log L of every run."""
-    log_e, log_a, log_b, alpha, beta = theta
-    size, text, _ = problem
-    return np.logaddexp(np.logaddexp(log_e, log_a - alpha * size), log_b - beta * text)
-
-
-def _objective(theta: Vector, size: Vector, text: Vector, log_loss: Vector) -> tuple[float, Vector]:
-    """The mean Huber loss in units of delta squared, and its gradient.
-
-    The scale matters: with the bare loss, of the order of 1e-6, L-BFGS believes at once that it has arrived.
-    """
-    log_e, log_a, log_b, alpha, beta = theta
-    parts = np.stack([np.full_like(size, log_e), log_a - alpha * size, log_b - beta * text])
-    total = np.logaddexp(np.logaddexp(parts[0], parts[1]), parts[2])
-    shares = np.exp(parts - total)
-    residuals = (total - log_loss) / HUBER_DELTA
-    clipped = np.clip(residuals, -1, 1)
-    value = np.where(np.abs(residuals) <= 1, residuals**2 / 2, np.abs(residuals) - 0.5).mean()
-    slope = shares * clipped / (HUBER_DELTA * len(size))
-    e, a, b = slope.sum(axis=1)
-    return float(value), np.array([e, a, b, -(slope[1] * size).sum(), -(slope[2] * text).sum()])
-
-
-def _bootstrap(
-    problem: tuple[Vector, ...], grid: Sequence[tuple[float, float]], best: Sequence[Vector], number: int, seed: int
-) -> list[Vector]:
-    """The fit of `number` resamples of the runs, drawn with replacement; each has enough different runs."""
-    generator = np.random.default_rng(seed)
-    runs, found = len(problem[0]), []
-    coarse = grid[::5]
-    for _ in progress(range(number), number, "bootstrap"):
-        chosen = generator.integers(runs, size=runs)
-        while len(set(chosen.tolist())) < FEWEST_RUNS - 1:
-            chosen = generator.integers(runs, size=runs)
-        resampled = tuple(column[chosen] for column in problem)
-        starts = sorted(
-            (_linear_start(resampled, *pair) for pair in coarse), key=lambda s: _objective(s, *resampled)[0]
-        )
-        found.append(_refine(resampled, [*best, *starts[:3]])[0])
-    return found
-
-
-def _unscale(theta: Vector, scales: tuple[float, float]) -> list[float]:
-    """E, A, alpha, B, beta for plain N and D."""
-    log_e, log_a, log_b, alpha, beta = theta.tolist()
-    a, b = log_a + alpha * math.log(scales[0]), log_b + beta * math.log(scales[1])
-    return [math.exp(log_e), math.exp(a), alpha, math.exp(b), beta]
-
-
-def _intervals(samples: Vector) -> dict[str, tuple[float, float]]:
-    if not len(samples):
-        return {}
-    low, high = np.percentile(samples, [2.5, 97.5], axis=0)
-    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(COEFFICIENTS)}
-
-
-def budgets(points: Sequence[Point]) -> list[list[Point]]:
-    """The runs grouped by compute, smallest first; within a group each is near the one before."""
-    ordered = sorted(points, key=lambda p: p.flops)
-    groups: list[list[Point]] = []
-    for point in ordered:
-        if groups and point.flops <= groups[-1][0].flops * SAME_BUDGET:
-            groups[-1].append(point)
-        else:
-            groups.append([point])
-    return groups
-
-
-def _warnings(points: Sequence[Point], law: ParametricLaw, residuals: Vector) -> list[str]:
-    """What the data cannot tell, or may tell wrongly; a sentence each."""
-    found = []
-    groups = [group for group in budgets(points) if len(group) >= 3]
-    if len(points) < ENOUGH_RUNS:
-        found.append(f"only {len(points)} runs: {ENOUGH_RUNS} or more make the intervals mean something")
-    if len(budgets(points)) == 1:
-        found.append("all runs have the same compute: the law says nothing about larger budgets")
-    elif len(groups) < 3:
-        found.append(f"{len(groups)} budgets have three sizes or more: three such budgets show how the optimum moves")
-    found += [text for group in groups if (text := _unbracketed(group))]
-    for name, value in {"alpha": law.alpha, "beta": law.beta}.items():
-        if not EXPONENTS[0] * 1.01 < value < EXPONENTS[1] * 0.99:
-            found.append(f"{name} = {value:.3g} is at the bound of the fit: these runs do not determine it")
-    if law.E <= LEAST_E * 1.01:
-        found.append("E is 0: the runs are too far from any floor to show one; do not extrapolate far")
-    found += _wide(law)
-    worst = int(np.abs(residuals).argmax())
-    if abs(residuals[worst]) > 0.02 and abs(residuals[worst]) > 4 * float(np.median(np.abs(residuals))):
-        found.append(f"{points[worst].name} is {residuals[worst]:+.1%} off the fit: look at its loss curve")
-    return found
-
-
-def _unbracketed(group: Sequence[Point]) -> str | None:
-    """Says so when the best run of a budget is its smallest or largest model."""
-    ordered = sorted(group, key=lambda p: p.parameters)
-    best = min(ordered, key=lambda p: p.loss)
-    if best not in (ordered[0], ordered[-1]):
-        return None
-    side = "smallest" if best is ordered[0] else "largest"
-    return (
-        f"at {best.flops:.2g} FLOP the {side} model is the best: add {side[:-3]}er ones, so that the optimum is inside"
-    )
-
-
-def _wide(law: ParametricLaw) -> list[str]:
-    found = []
-    for name, share in WIDE.items():
-        if name in law.intervals:
-            low, high = law.intervals[name]
-            value = float(getattr(law, name))
-            if (high - low) / 2 > share * value:
-                found.append(f"{name} = {value:.3g} is poorly determined: 95% interval {low:.3g} to {high:.3g}")
-    return found
-
-
-def describe(fit: Fit) -> dict[str, Any]:
-    """The law as plain values, as a law file holds them."""
-    law = fit.law
+def law_tree(law: ParametricLaw) -> dict[str, Any]:
+    """The law as a law file holds it."""
     return {
         "name": law.name, "form": law.form, **{key: getattr(law, key) for key in COEFFICIENTS},
         "counts": law.counts, "unit": law.unit, "source": law.source, "note": law.note,
@@ -291,6 +71,141 @@ def describe(fit: Fit) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def duplicates(names: Sequence[str]) -> list[str]:
-    """Names that come more than once."""
-    return [name for name, number in Counter(names).items() if number > 1]
+def _budget(fit: Fit, group: Sequence[Point]) -> dict[str, Any]:
+    """A budget's best run, and where the law and a parabola see the best size."""
+    best = min(group, key=lambda point: point.loss)
+    flops = math.exp(sum(math.log(point.flops) for point in group) / len(group))
+    return {
+        "runs": len(group), "best_parameters": best.parameters, "best_tokens": best.tokens, "best_loss": best.loss,
+        "parabola_parameters": parabola(group), **_outlook(fit, flops),
+    }  # fmt: skip
+
+
+def _outlook(fit: Fit, flops: float) -> dict[str, Any]:
+    """The law's best split of a budget with the intervals of its size and loss."""
+    best = fit.law.optimum(flops)
+    interval, losses = fit.optimum_interval(flops), fit.loss_interval(best.parameters, best.tokens)
+    return {
+        "flops": flops, "parameters": best.parameters, "parameters_interval": list(interval) if interval else None,
+        "tokens": best.tokens, "tokens_per_parameter": best.tokens_per_parameter,
+        "loss": fit.law.loss(best.parameters, best.tokens), "loss_interval": list(losses) if losses else None,
+    }  # fmt: skip
+
+
+def _check(fit: Fit, point: Point) -> dict[str, Any]:
+    """What the law says of a run that it has not seen."""
+    predicted = fit.law.loss(point.parameters, point.tokens)
+    interval = fit.loss_interval(point.parameters, point.tokens)
+    return {
+        "run": point.name, "parameters": point.parameters, "tokens": point.tokens, "flops": point.flops,
+        "measured": point.loss, "predicted": predicted, "interval": list(interval) if interval else None,
+        "miss": point.loss / predicted - 1,
+    }  # fmt: skip
+
+
+def write_all(fit: Fit, checks: Sequence[Point], results: dict[str, Any], out: Path) -> None:
+    """Writes the files of a fit."""
+    from ingot.planning.law_plots import plot_fit, plot_isoflops
+
+    write_json(out / "law.json", results["law"])
+    write_json(out / "fit.json", results)
+    write_text(out / "points.csv", _csv(fit, checks))
+    plot_isoflops(fit, out / "isoflop.png", checks)
+    plot_fit(fit, out / "fit.png", checks)
+    write_text(out / "report.md", report(fit, results, out))
+
+
+def _csv(fit: Fit, checks: Sequence[Point]) -> str:
+    stream = io.StringIO()
+    rows = csv.writer(stream, lineterminator="\n")
+    rows.writerow(["run", "parameters", "tokens", "flops", "loss", "predicted", "fitted"])
+    for points, fitted in ((fit.points, 1), (checks, 0)):
+        for p in points:
+            predicted = fit.law.loss(p.parameters, p.tokens)
+            rows.writerow([p.name, p.parameters, p.tokens, f"{p.flops:.6g}", p.loss, f"{predicted:.6f}", fitted])
+    return stream.getvalue()
+
+
+def report(fit: Fit, results: dict[str, Any], out: Path) -> str:
+    """The fit as a page of Markdown."""
+    law, lines = fit.law, ["# A scaling law of own runs\n"]
+    lines.append(f"L(N, D) = {law.form}, in {law.unit}; N counts all parameters, C = 6 N D.\n")
+    lines += ["| coefficient | value | 95% interval |", "|---|---:|---:|"]
+    for key in COEFFICIENTS:
+        pair = law.intervals.get(key)
+        lines.append(f"| {key} | {getattr(law, key):.4g} | {_span(pair)} |")
+    lines.append(
+        f"\n{results['runs']} runs, Huber loss on log L, {results['starts']} starts, {results['resamples']} resamples "
+        f"of the runs. The law misses a run by {results['mean_miss']:.2%} on average and "
+        f"{results['largest_miss']:.2%} at most."
+    )
+    lines += [f"\n**Warning**: {text}." for text in results["warnings"]]
+    lines += ["\n## Best size at each budget\n", *_budget_table(results["budgets"])]
+    lines += ["\n![isoFLOP curves](isoflop.png)\n", "## Outlook\n", *_outlook_table(results["outlook"])]
+    if results["check"]:
+        lines += ["\n## Runs kept out of the fit\n", *_check_table(results["check"])]
+    lines += ["\n## Runs\n", *_run_table(fit), "\n![predicted and measured](fit.png)\n"]
+    lines += [f"Left out: {text}\n" for text in results["left_out"]]
+    lines.append(f"Use it: `ingot plan budget ... --law {out / 'law.json'}`\n")
+    return "\n".join(lines)
+
+
+def _budget_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| FLOP | runs | best run: size | loss | law: best size | 95% | tokens per parameter | loss | parabola |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        minimum = row["parabola_parameters"]
+        lines.append(
+            f"| {row['flops']:.3g} | {row['runs']} | {row['best_parameters']:,.0f} | {row['best_loss']:.4f} | "
+            f"{row['parameters']:,.0f} | {_span(row['parameters_interval'], 3)} | {row['tokens_per_parameter']:.1f} | "
+            f"{row['loss']:.4f} | {'-' if minimum is None else format(minimum, ',.0f')} |"
+        )
+    return lines
+
+
+def _outlook_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| FLOP | parameters | 95% | tokens | tokens per parameter | loss | 95% |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['flops']:.3g} | {row['parameters']:.3g} | {_span(row['parameters_interval'], 3)} | "
+            f"{row['tokens']:.3g} | {row['tokens_per_parameter']:.1f} | {row['loss']:.4f} | "
+            f"{_span(row['loss_interval'])} |"
+        )
+    return [
+        *lines,
+        "\nThe intervals hold what other draws of the runs would change, not what the form of the law leaves out.",
+    ]
+
+
+def _check_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| run | parameters | tokens | FLOP | predicted | 95% | measured | miss |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['run']} | {row['parameters']:,.0f} | {row['tokens']:,.0f} | {row['flops']:.3g} | "
+            f"{row['predicted']:.4f} | {_span(row['interval'])} | {row['measured']:.4f} | {row['miss']:+.2%} |"
+        )
+    return lines
+
+
+def _run_table(fit: Fit) -> list[str]:
+    lines = ["| run | parameters | tokens | FLOP | loss | predicted | miss |", "|---|---:|---:|---:|---:|---:|---:|"]
+    misses = dict(zip(fit.points, fit.residuals, strict=True))
+    ordered = [p for group in budgets(fit.points) for p in sorted(group, key=lambda p: p.parameters)]
+    for p in ordered:
+        lines.append(
+            f"| {p.name} | {p.parameters:,.0f} | {p.tokens:,.0f} | {p.flops:.3g} | {p.loss:.4f} | "
+            f"{fit.law.loss(p.parameters, p.tokens):.4f} | {float(misses[p]):+.2%} |"
+        )
+    return lines
+
+
+def _span(pair: Sequence[float] | None, digits: int = 4) -> str:
+    return "-" if pair is None else f"{pair[0]:.{digits}g} to {pair[1]:.{digits}g}"

@@ -16,11 +16,13 @@ from typing import Any
 
 from ingot.planning.architecture import architecture_of_config
 from ingot.planning.scaling import DEFAULT_LAW, FLOPS_PER_PARAMETER, Law, find_law
-from ingot.recipe import InputError
-from ingot.recipe_yaml import dump_yaml, parse_yaml, read_yaml
-from ingot.runs import MANIFEST, get_logger, read_manifest, write_text
+from ingot.recipe import InputError, Recipe, to_tree
+from ingot.recipe_yaml import dump_yaml, read_yaml
+from ingot.runs import get_logger, is_complete, write_text
 
 logger = get_logger(__name__)
+
+Loader = Callable[[Path, Sequence[str]], Recipe]  # (path, overrides) -> checked recipe
 
 SHALLOWEST, DEEPEST = 0.6, 1.6  # layers, compared with those of the template's proportions
 WIDEST = 64  # heads of the largest model that is considered, in units of the template's key/value groups
@@ -78,24 +80,25 @@ def sweep_command(
     flops: Sequence[float],
     models: int,
     out: Path,
+    load: Loader,
     *,
+    dry_run: bool = False,
     law: str = DEFAULT_LAW,
     tokens_per_parameter: float | None = None,
     spacing: float = 2.0,
     rate_power: float = 0.0,
-    dry_run: bool = False,
-    show: Callable[[str], None] = print,
     start: Callable[[PlannedRun], int] | None = None,
-) -> dict[str, Any]:
-    """Plans the runs, writes their recipes, and runs those that are not finished; returns all of them.
+) -> tuple[dict[str, Any], str]:
+    """Plans the runs, writes their recipes, and runs those that are not finished; returns them as values and a page.
 
-    Sizes lie around the optimum of `law` (or of D = tokens_per_parameter * N), each `spacing` times the one before.
-    The learning rate is the template's times (its width / width) ** rate_power. `start` runs one and returns its exit
-    code. Raises: InputError for a template or numbers that give no such runs; SystemExit when a run failed.
+    Sizes lie around the optimum of `law` (or of D = tokens_per_parameter * N), each `spacing` times the last.
+    The learning rate is the template's times (its width / width) ** rate_power. `load` reads a recipe; `start` runs
+    one and returns its exit code. Raises: InputError for a template or numbers that give no such runs; SystemExit when
+    a run failed.
     """
-    template = read_template(config)
     check_numbers(flops, models, spacing, tokens_per_parameter)
     center = _center(find_law(law), tokens_per_parameter)
+    template = read_template(config, load)
     planned = [
         run
         for budget in sorted(set(flops))
@@ -103,29 +106,32 @@ def sweep_command(
     ]
     for run in planned:
         write_recipe(template, run, config)
-    show(table(planned))
-    show(explanation(template, config))
+    page = f"{table(planned)}\n{explanation(template, config)}"
     states = {run.name: "planned" for run in planned}
     if not dry_run:
-        states |= run_all(planned, start or start_process)
+        logger.info("%s", page)
+        states |= run_all(planned, load, start or start_process)
+        done = list(states.values())
+        page = f"{done.count('done')} runs done, {done.count('skipped')} were finished before"
+        page += f"\nnext: ingot plan fit {out}/* --out {out}/law"
     total = sum(run.flops for run in planned)
-    return {"law": law, "total_flops": total, "runs": [run.results(states[run.name]) for run in planned]}
+    results = {"law": law, "total_flops": total, "runs": [run.results(states[run.name]) for run in planned]}
+    return results, page
 
 
-def read_template(config: Path) -> dict[str, Any]:
-    """The template's sections, after `ingot pretrain` has accepted them and they turned out fit for a law.
+def read_template(config: Path, load: Loader) -> dict[str, Any]:
+    """The template's sections as its file has them, found fit for a law.
 
     Raises: InputError that names the key.
     """
-    words = [sys.executable, "-m", "ingot.cli", "pretrain", "--config", str(config), "--print-config"]
-    answer = subprocess.run(words, capture_output=True, text=True)
-    if answer.returncode:
-        raise InputError(answer.stderr.strip().removeprefix("error: ") or f"{config}: cannot be read")
-    resolved = parse_yaml(answer.stdout, str(config))
+    recipe = load(config, [])
+    if recipe.stage != "pretrain":
+        raise InputError(f"{config}: a recipe of {recipe.stage}; a sweep starts from one of pretrain")
+    resolved = to_tree(recipe)
     model, training = resolved["model"], resolved["training"]
     if model.get("num_experts"):
         raise InputError(f"{config}: model.num_experts: a law of N and D is for dense models; sweep a dense template")
-    if training.get("max_steps") is None:
+    if (training.get("max_steps") or 0) <= 0:
         raise InputError(f"{config}: training.max_steps: missing; a sweep sets it, and no number of epochs beside it")
     if training.get("lr_scheduler_type", "linear") in ENDLESS:
         kind = training["lr_scheduler_type"]
@@ -296,31 +302,26 @@ def explanation(template: Mapping[str, Any], config: Path) -> str:
     )
 
 
-def run_all(planned: Sequence[PlannedRun], start: Callable[[PlannedRun], int]) -> dict[str, str]:
-    """Runs one after the other, with the time that is left; finished ones take no time. Returns what became of each.
+def run_all(planned: Sequence[PlannedRun], load: Loader, start: Callable[[PlannedRun], int]) -> dict[str, str]:
+    """Runs one after the other, with the time that is left; skips finished ones. Returns what became of each.
 
     Raises: SystemExit with the exit code of a run that failed.
     """
-    states, seconds, done = {}, 0.0, 0.0
-    for i, run in enumerate(planned):
-        left = sum(r.flops for r in planned[i:])
+    states = {run.name: "skipped" for run in planned if is_complete(load(run.recipe, []))}
+    missing = [run for run in planned if run.name not in states]
+    seconds, done = 0.0, 0.0
+    for i, run in enumerate(missing):
+        left = sum(r.flops for r in missing[i:])
         eta = f", about {_duration(left * seconds / done)} left" if done else ""
-        logger.info("\n== %d of %d: %s%s", i + 1, len(planned), run.name, eta)
-        before, began = _finished_at(run), time.monotonic()
+        logger.info("\n== %s, %d of %d%s", run.name, len(states) + 1, len(planned), eta)
+        began = time.monotonic()
         code = start(run)
         if code:
             logger.info("%s ended with exit code %d; run the same command again to continue from here", run.name, code)
             raise SystemExit(code)
-        states[run.name] = "skipped" if before is not None and before == _finished_at(run) else "done"
-        if states[run.name] == "done":
-            seconds, done = seconds + time.monotonic() - began, done + run.flops
+        states[run.name] = "done"
+        seconds, done = seconds + time.monotonic() - began, done + run.flops
     return states
-
-
-def _finished_at(run: PlannedRun) -> int | None:
-    """When the run's manifest was written."""
-    manifest = run.folder / MANIFEST
-    return manifest.stat().st_mtime_ns if manifest.is_file() and read_manifest(run.folder) else None
 
 
 def _duration(seconds: float) -> str:
@@ -329,7 +330,7 @@ def _duration(seconds: float) -> str:
 
 
 def start_process(run: PlannedRun) -> int:
-    """`ingot pretrain` in a process of its own; returns its exit code. It does nothing when the run is finished."""
+    """`ingot pretrain` in a process of its own; returns its exit code."""
     words = [sys.executable, "-m", "ingot.cli", "pretrain", "--config", str(run.recipe)]
     child = subprocess.Popen(words, stdout=sys.stderr)
     while True:
