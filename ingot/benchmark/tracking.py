@@ -9,6 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 BLOCK = 512  # CUDA's caching allocator rounds every request up to this many bytes
+# What autograd's engine does in place (adding up gradients, filling the gradient of an indexing) it does out of place
+# for subclasses of Tensor, such as fake ones.
+IN_PLACE = {torch.ops.aten.add.Tensor, torch.ops.aten.index_put.default}
 
 
 class LiveBytes(TorchDispatchMode):
@@ -27,6 +30,8 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1  # a fake tensor has no number to read
+        if func in IN_PLACE and torch._C._current_graph_task_id() >= 0 and not torch.is_grad_enabled():
+            return args[0]
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
             self.add(tensor)

@@ -16,6 +16,7 @@ class LayerBytes:
 
     saved: int  # activations kept for backward, the layer's input among them
     copies: int  # autocast's copies of its weights, kept for backward
+    cached_copies: int  # those of them that autocast keeps to the end of forward even when backward does not need them
     gradients: int  # of its weights, whole
     backward: int  # needed at the worst moment of its backward, beside what is saved
 
@@ -33,7 +34,8 @@ def layer_bytes(architecture: Architecture, layer: Layer, setup: TrainingSetup, 
     last_gradient = formats.gradient * trained_values(down, setup)
     return LayerBytes(
         saved=saved + _feed_forward(layer, setup, formats),
-        copies=_copies(layer, setup, formats),
+        copies=_copies(layer, setup, formats, ("attention", "feed_forward", "shared_experts", "router", "experts")),
+        cached_copies=_copies(layer, setup, formats, ("attention", "feed_forward", "shared_experts", "router")),
         gradients=formats.gradient * trained,
         backward=_feed_forward_backward(layer, setup, formats) + tokens * formats.residual * width + last_gradient,
     )
@@ -111,8 +113,8 @@ def _feed_forward_backward(layer: Layer, setup: TrainingSetup, formats: Formats)
     return compute * inner * (2 if layer.gated else 1)
 
 
-def _copies(layer: Layer, setup: TrainingSetup, formats: Formats) -> int:
+def _copies(layer: Layer, setup: TrainingSetup, formats: Formats, parts: tuple[str, ...]) -> int:
     """Autocast's copies of a layer's matrices; a 4-bit weight is unpacked when it is used."""
-    if setup.adapter == "qlora":
-        return formats.copies * sum(m.parameters for m in layer.matrices if not takes_adapter(m))
-    return formats.copies * sum(m.parameters for m in layer.matrices)
+    packed = setup.adapter == "qlora"
+    found = [m for m in layer.matrices if m.part in parts and not (packed and takes_adapter(m))]
+    return formats.copies * sum(m.parameters for m in found)

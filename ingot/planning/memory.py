@@ -75,7 +75,7 @@ def estimate_memory(
     moments["optimizer step"] = Counter(gradients=kept.gradients, temporary=kept.step)
     if setup.eval_micro_batch:
         inside = evaluation_bytes(architecture, setup, formats, total_memory)
-        copies = sum(layer.copies for layer in layers) if setup.adapter == "none" else 0
+        copies = sum(layer.cached_copies for layer in layers) if setup.adapter == "none" else 0
         moments["evaluation"] = Counter(weight_copies=copies, activations=inside, gathered_weights=kept.gathered)
     for parts in moments.values():
         parts.update(_always(kept))
@@ -143,9 +143,10 @@ def _loss_moments(
     last_norm = setup.tokens * (formats.norm * architecture.hidden_size + 4)
     saved = Counter(activations=_saved(architecture, setup, formats, layers) + last_norm)
     copies = sum(layer.copies for layer in layers)
-    # autocast keeps the copies of trained weights to the end of forward; backward needs them without checkpointing
+    # with checkpointing backward needs none, but autocast keeps those of trained weights to the end of forward
     in_backward = 0 if setup.gradient_checkpointing else copies
-    in_forward = copies if setup.adapter == "none" else in_backward
+    cached = sum(layer.cached_copies for layer in layers) if setup.adapter == "none" else 0
+    in_forward = cached if setup.gradient_checkpointing else copies
     forward = Counter(loss_forward(architecture, setup, formats, total_memory))
     backward = Counter(loss_backward(architecture, setup, formats, total_memory))
     return {

@@ -111,7 +111,8 @@ def step_bytes(optimizer: Optimizer, architecture: Architecture, trained: int, f
     if optimizer.temporary == "largest":
         return 8 * (largest_parameter(architecture) if full else 0)
     if optimizer.temporary == "muon":
-        return muon_temporary(list(muon_matrices(architecture)))
+        tables = 4 * (trained - matrix_parameters(architecture))  # AdamW's, foreach
+        return max(muon_temporary(list(muon_matrices(architecture))), tables)
     return 0
 
 
