@@ -253,7 +253,7 @@ def _warnings(points: Sequence[Point], law: ParametricLaw, residuals: Vector) ->
     if len(budgets(points)) == 1:
         found.append("all runs have the same compute: the law says nothing about larger budgets")
     elif len(groups) < 3:
-        found.append(f"{len(groups)} budgets have three sizes or more: three such budgets show how the optimum moves")
+        found.append(f"three sizes or more at {len(groups)} budgets only: three budgets show how the optimum moves")
     found += [text for group in groups if (text := _unbracketed(group))]
     for name, value in {"alpha": law.alpha, "beta": law.beta}.items():
         if not EXPONENTS[0] * 1.01 < value < EXPONENTS[1] * 0.99:

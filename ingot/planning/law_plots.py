@@ -99,9 +99,11 @@ def _label(axis: Axes, title: str, horizontal: str, vertical: str) -> None:
     axis.set(title=title, xlabel=horizontal, ylabel=vertical)
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)
-    if horizontal == "parameters":
-        axis.xaxis.set_major_formatter(FuncFormatter(_amount))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+    for side, name in ((axis.xaxis, horizontal), (axis.yaxis, vertical)):
+        if name in ("parameters", "FLOP"):
+            side.set_minor_formatter(NullFormatter())
+        if name == "parameters":
+            side.set_major_formatter(FuncFormatter(_amount))
 
 
 def _amount(value: float, _: object = None) -> str:

@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
     ("runs", "warning"),
     [
         (points(flops=(1e18, 1e20)), "only 10 runs"),
-        (points(flops=(1e18, 1e20)), "2 budgets have three sizes or more"),
+        (points(flops=(1e18, 1e20)), "three sizes or more at 2 budgets only"),
         (points(0.001, flops=(1e19,)) + points(0.001, 1, flops=(1.05e19,)), "all runs have the same compute"),
         ([p for p in points() if "1e+19" not in p.name or "x0" not in p.name], "the smallest model is the best"),
         (
