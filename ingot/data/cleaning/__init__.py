@@ -1,0 +1,1 @@
+"""Steps that judge, change and compare documents before they are tokenised; `cleaner` is where to start reading."""

@@ -1,0 +1,63 @@
+"""Words and sentences for datatrove's rules, found without a model, a download or another package."""
+
+import re
+
+from datatrove.utils.text import TERMINAL_PUNCTUATION
+from datatrove.utils.word_tokenizers import WordTokenizer, load_tokenizer_assignments, load_word_tokenizer
+
+from ingot.recipe import InputError, nearest
+
+# One sign of a script that writes no spaces (Thai to Burmese, Khmer, kana, ideographs) is a word of its own.
+_NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(
+    rf"[{_NO_SPACES}]"
+    rf"|[^\W{_NO_SPACES}]+(?:[-'’.,][^\W{_NO_SPACES}]+)*"  # don't, well-known, 3.14, U.S
+    r"|\.{2,}|[^\w\s]"  # an ellipsis, or a sign
+)
+_ENDS = "".join(map(re.escape, sorted(TERMINAL_PUNCTUATION)))
+_SENTENCE_END = re.compile(rf"[{_ENDS}]+[\"'”’»)\]]*(?=\s|$)|[。！？｡]+")
+
+
+class UnicodeWords(WordTokenizer):
+    """Words of letters and digits, signs by themselves; sentences end at a terminal sign before white space."""
+
+    def word_tokenize(self, text: str) -> list[str]:
+        """The words and signs in order."""
+        return _WORD.findall(text)
+
+    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+        """Begin and end of every sentence; together they cover the text."""
+        ends = [m.end() for m in _SENTENCE_END.finditer(text)]
+        if not ends or text[ends[-1] :].strip():
+            ends.append(len(text))
+        return list(zip([0, *ends[:-1]], ends, strict=True))
+
+    def sent_tokenize(self, text: str) -> list[str]:
+        """The sentences, without the white space around them."""
+        return [text[begin:end].strip() for begin, end in self.span_tokenize(text)]
+
+
+def word_splitter(words: str) -> WordTokenizer:
+    """The splitter that the recipe names: our own, or datatrove's for a language.
+
+    Raises: InputError when datatrove's needs a package or a download that is not there.
+    """
+    if words == "unicode":
+        return UnicodeWords("unicode")
+    try:
+        splitter = load_word_tokenizer(words)
+        splitter.word_tokenize("a b")
+    except (ImportError, OSError, LookupError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise InputError(f"data.filters.words: the splitter for '{words}' is not ready: {first}") from None
+    return splitter
+
+
+def splitter_problem(words: str) -> str | None:
+    """What is wrong with the recipe's `words`, without loading the splitter."""
+    known = {"unicode": None, **load_tokenizer_assignments()}
+    if words not in known:
+        meant = nearest(words, {str(k) for k in known})
+        hint = f"; did you mean '{meant}'?" if meant else ""
+        return f"no splitter for '{words}'{hint}; `unicode` takes any language"
+    return None
