@@ -119,8 +119,8 @@ def check_points(points: Sequence[Point]) -> None:
     different = {(p.parameters, p.tokens) for p in points}
     if len(different) < FEWEST_RUNS:
         raise InputError(
-            f"{len(different)} different runs: five coefficients need at least {FEWEST_RUNS}, and {ENOUGH_RUNS} or "
-            "more at three budgets to mean something; make them with: ingot plan sweep"
+            f"{len(different)} runs that differ in size or tokens: five coefficients need at least {FEWEST_RUNS}, "
+            f"and {ENOUGH_RUNS} or more at three budgets to mean something; make them with: ingot plan sweep"
         )
 
 

@@ -101,7 +101,7 @@ def test_a_point_that_is_no_number_is_named(bad: Any) -> None:
 
 
 def test_five_runs_are_too_few() -> None:
-    with pytest.raises(InputError, match="5 different runs: five coefficients need at least 6"):
+    with pytest.raises(InputError, match="5 runs that differ in size or tokens: five coefficients need at least 6"):
         fit_law([*points()[:5], points()[0]])
 
 
