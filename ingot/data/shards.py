@@ -56,9 +56,9 @@ class ShardWriter:
 
 
 class TokenShards:
-    """The memory-mapped tokens of one split of a prepare_data folder, with the table of its documents.
+    """The memory-mapped tokens and document ends of one split of a prepare_data folder.
 
-    `files[s]` are the token ids of shard s; document d is `files[shard[d]][start[d] : start[d] + length[d]]`.
+    `files[s]` are the token ids of shard s, `ends[s]` the ends of its documents; nothing is held in memory.
 
     Raises: InputError when the folder has no such split or a file is not as long as it should be.
     """
@@ -76,14 +76,12 @@ class TokenShards:
         self.num_documents: int = entry["documents"]
         self.num_tokens: int = entry["tokens"]
         self.num_bytes: int = entry["bytes"]
-        self.files, ends = [], []
+        self.files, self.ends = [], []
         for shard in entry["shards"]:
             path = folder / TOKENS / shard["name"]
             self.files.append(_map(path.with_suffix(".bin"), np.dtype(self.description["dtype"]), shard["tokens"]))
-            ends.append(np.asarray(_map(path.with_suffix(".ends"), np.dtype("<u8"), shard["documents"]), np.int64))
-        self.shard = np.repeat(np.arange(len(ends)), [len(e) for e in ends])
-        self.start = np.concatenate([np.concatenate([[0], e[:-1]]) for e in ends])
-        self.length = np.concatenate(ends) - self.start
+            self.ends.append(_map(path.with_suffix(".ends"), np.dtype("<u8"), shard["documents"]).view("<i8"))
+        self._first = np.cumsum([0, *(len(ends) for ends in self.ends)])  # the number of each shard's first document
 
     @property
     def vocab_size(self) -> int:
@@ -100,10 +98,21 @@ class TokenShards:
         """Bytes of text for every token that a model predicts: all but the first of each document."""
         return self.num_bytes / (self.num_tokens - self.num_documents)
 
+    def spans(self, documents: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+        """Shard, first token in it and length of documents: sorted numbers in the order of the files."""
+        shard = (self._first.searchsorted(documents, side="right") - 1).astype(np.int32)
+        starts, ends = np.zeros(len(documents), np.int64), np.empty(len(documents), np.int64)
+        edges = documents.searchsorted(self._first)
+        for number, (begin, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+            inside = documents[begin:end] - self._first[number]
+            ends[begin:end] = self.ends[number][inside]
+            starts[begin:end] = np.where(inside > 0, self.ends[number][inside - 1], 0)
+        return shard, starts, ends - starts
+
     def document(self, index: int) -> NDArray[Any]:
         """The token ids of a document, in the order of the files."""
-        start = self.start[index]
-        return self.files[self.shard[index]][start : start + self.length[index]]
+        (shard,), (start,), (length,) = self.spans(np.array([index]))
+        return self.files[shard][start : start + length]
 
 
 def _map(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:

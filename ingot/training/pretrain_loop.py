@@ -8,10 +8,11 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from ingot.data.assembly import collate
 from ingot.data.packing import EvaluationBlocks, TokenBlocks
 from ingot.data.shards import TokenShards
 from ingot.loading import load_tokenizer
@@ -73,8 +74,7 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
         train_dataset=cast(Dataset[Any], train),
         eval_dataset=cast(Dataset[Any], heldout),
         processing_class=tokenizer,
-        # upstream's own would add an attention mask, which takes away the walls between documents
-        data_collator=default_collate,
+        data_collator=collate,
         optimizer_cls_and_kwargs=optimizer_for(recipe, arguments),
         callbacks=callbacks(recipe, folder, arguments, model, tokenizer, train, heldout),
     )

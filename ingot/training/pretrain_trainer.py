@@ -4,10 +4,10 @@ import time
 from typing import Any
 
 import torch
-from torch.utils.data import default_collate
 from transformers import Trainer
 
-from ingot.data.packing import IGNORED, EvaluationBlocks
+from ingot.data.assembly import IGNORED, collate
+from ingot.data.packing import EvaluationBlocks
 from ingot.runs import num_processes
 from ingot.training.checkpoints import SafeCheckpoints
 
@@ -36,7 +36,7 @@ class PretrainTrainer(SafeCheckpoints, Trainer):
         # as many turns on every process: under ZeRO-3 and FSDP they gather the weights together
         for turn in range(0, len(blocks), size * num_processes()):
             begin = turn + rank * size
-            batch = default_collate([blocks[i] for i in range(begin, min(begin + size, len(blocks)))] or [blocks[0]])
+            batch = collate([blocks[i] for i in range(begin, min(begin + size, len(blocks)))] or [blocks[0]])
             if begin >= len(blocks):
                 batch["labels"].fill_(IGNORED)
             with self.compute_loss_context_manager():

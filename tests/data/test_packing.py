@@ -1,26 +1,24 @@
 """Training blocks and evaluation blocks: every token once per epoch, documents kept apart, the same from anywhere."""
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from ingot.data.packing import IGNORED, EvaluationBlocks, TokenBlocks
+from ingot.data.assembly import IGNORED
+from ingot.data.packing import EvaluationBlocks, TokenBlocks
 from ingot.data.shards import TokenShards
 from ingot.recipe import InputError
 
-from .helpers import make_rows, write_jsonl
+from .shard_toys import make_shards, some_lengths
 
 
-@pytest.fixture
-def folder(tmp_path: Path, prepare: Callable[..., tuple[Path, dict[str, Any]]]) -> Path:
-    """Three shards of documents with 5 to 21 words."""
-    for i in range(3):
-        write_jsonl(tmp_path / f"part-{i}.jsonl", make_rows(40)[i::3])
-    return prepare([{"path": str(tmp_path / "part-*.jsonl")}], split={"validation": 5})[0]
+@pytest.fixture(scope="module", params=[300, 70_000], ids=["uint16", "uint32"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards of documents."""
+    path = tmp_path_factory.mktemp("shards") / "run"
+    return make_shards(path, [some_lengths(n, n, 30) for n in (40, 1, 25)], vocab_size=request.param)
 
 
 def documents_of(folder: Path, split: str = "train") -> list[list[int]]:
@@ -109,11 +107,10 @@ def test_evaluation_predicts_every_token_once(folder: Path) -> None:
         assert blocks.num_targets == len(targets)
 
 
-def test_bytes_per_target_is_text_over_targets(folder: Path, tmp_path: Path) -> None:
+def test_bytes_per_target_is_text_over_targets(folder: Path) -> None:
     blocks = EvaluationBlocks(folder, "validation", 64)
-    num_bytes = sum(len(line) for line in (folder / "validation.jsonl").read_text().splitlines())
-    assert 0 < blocks.bytes_per_target * blocks.num_targets < num_bytes
-    assert blocks.bytes_per_target == blocks.shards.num_bytes / blocks.num_targets
+    assert blocks.num_targets == 63 - 5
+    assert blocks.bytes_per_target == 3 * 63 / blocks.num_targets
 
 
 def test_mistakes_are_named(folder: Path) -> None:
