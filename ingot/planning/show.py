@@ -20,10 +20,13 @@ def amount(value: float | None, unit: str = "", digits: int = 3) -> str:
 
 
 def size(num_bytes: float | None) -> str:
-    """Bytes in units of 2^30 or 2^20."""
+    """Bytes in units of 2^30, 2^20 or 2^10."""
     if num_bytes is None:
         return "n/a"
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
+    for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.2f} {unit}"
+    return f"{num_bytes:.0f} bytes"
 
 
 def duration(hours: float | None) -> str:
