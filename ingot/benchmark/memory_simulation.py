@@ -117,10 +117,11 @@ def simulate(case: Case, total_memory: int, steps: int = 2) -> dict[str, Any]:
 
 def _prepare(trainer: PretrainTrainer, case: Case) -> Any:
     """What Trainer.train does before its first step."""
+    model: Any = trainer.model
     if case.gradient_checkpointing:
-        trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+        model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
     trainer.create_optimizer()
-    model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    model, trainer.optimizer = trainer.accelerator.prepare(model, trainer.optimizer)
     trainer.model_wrapped = model
     return model
 
@@ -137,5 +138,6 @@ def _step(trainer: PretrainTrainer, model: Any, case: Case) -> None:
     for inputs in batches:
         trainer.training_step(model, inputs, num_items)
     trainer.accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
-    trainer.optimizer.step()
+    optimizer: Any = trainer.optimizer
+    optimizer.step()
     model.zero_grad()

@@ -17,9 +17,10 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 class TrainingSetup:
     """A training run's settings that decide over memory. Raises: InputError when they cannot be.
 
-    micro_batch: blocks (for DPO: pairs) of one forward pass on one GPU; packed: blocks hold several documents, which
-    takes a mask; weights_in_bf16: the weights are loaded in bfloat16 (without DeepSpeed, which makes them so);
-    reference_model: DPO's second model is in memory; eval_micro_batch: 0 when nothing is evaluated.
+    micro_batch: blocks (for DPO: pairs) of one forward pass on one GPU; global_batch_size: those of an optimizer step
+    on all GPUs, which then decides over accumulation; packed: blocks hold several documents, which takes a mask;
+    reference_model: DPO's second model is in memory; weights_in_bf16: they are loaded so (DeepSpeed makes them so
+    anyway); eval_micro_batch: 0 when nothing is evaluated.
     """
 
     micro_batch: int
@@ -30,6 +31,7 @@ class TrainingSetup:
     optimizer: str = "adamw_torch_fused"
     gradient_checkpointing: bool = False
     gradient_accumulation_steps: int = 1
+    global_batch_size: int | None = None
     packed: bool = True
     loss_implementation: LossImplementation = "auto"
     adapter: Adapter = "none"
@@ -60,9 +62,11 @@ class TrainingSetup:
         return self.rows * self.seq_length
 
     @property
-    def blocks_per_step(self) -> int:
-        """Blocks of an optimizer step over all GPUs."""
-        return self.micro_batch * self.gradient_accumulation_steps * self.num_gpus
+    def accumulation(self) -> int:
+        """Micro-batches of an optimizer step on one GPU."""
+        if self.global_batch_size is None:
+            return self.gradient_accumulation_steps
+        return max(1, -(-self.global_batch_size // (self.num_gpus * self.micro_batch)))
 
     @property
     def deepspeed(self) -> bool:

@@ -82,7 +82,7 @@ def _whole(architecture: Architecture, setup: TrainingSetup, formats: Formats) -
     """One GPU, or DDP: its buckets are a second copy of all gradients (gradient_as_bucket_view is off)."""
     gradients = formats.gradient * trained_total(architecture, setup)
     states, paged = _states(architecture, setup, 1)
-    accumulates = setup.gradient_accumulation_steps > 1
+    accumulates = setup.accumulation > 1
     return Kept(
         weights=model_bytes(architecture, setup, formats),
         reference=architecture.total * formats.weight if setup.reference_model else 0,
@@ -104,7 +104,7 @@ def _zero12(architecture: Architecture, setup: TrainingSetup, formats: Formats) 
     trained, share = trained_total(architecture, setup), 1 / setup.num_gpus
     gradients = round(formats.gradient * trained * share)
     states, paged = _states(architecture, setup, share)
-    accumulates = setup.gradient_accumulation_steps > 1
+    accumulates = setup.accumulation > 1
     whole = setup.strategy == "zero1"  # gradients stay whole until the last micro-batch
     between = formats.gradient * trained if whole else gradients
     return Kept(
@@ -154,7 +154,7 @@ def _fsdp2(architecture: Architecture, setup: TrainingSetup, formats: Formats) -
     trained, share = trained_total(architecture, setup), 1 / setup.num_gpus
     gradients = round(formats.gradient * trained * share)
     states, paged = _states(architecture, setup, share)
-    accumulates = setup.gradient_accumulation_steps > 1
+    accumulates = setup.accumulation > 1
     layer = max(sum(m.parameters for m in layer.matrices) for layer in architecture.layers)
     return Kept(
         weights=round(model_bytes(architecture, setup, formats) * share),
