@@ -16,7 +16,7 @@ from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger as datatrove_logger
 
-from ingot.data.documents import REASON, drop_reason, read_documents
+from ingot.data.documents import READ_REASONS, REASON, drop_reason, read_documents
 from ingot.data.shards import ShardWriter, token_dtype
 from ingot.data.sources import Filters, Split, Unit
 from ingot.data.splits import SPLITS, digest_of, draw_of
@@ -25,7 +25,7 @@ from ingot.runs import progress, write_json
 
 datatrove_logger.disable("datatrove")  # its banners and tracebacks; ours go through ingot.runs
 
-REASONS = ("", "where", "empty", "too_short", "too_long", "few_letters", "repeated_lines", "duplicate")
+REASONS = ("", *READ_REASONS, "empty", "too_short", "too_long", "few_letters", "repeated_lines", "duplicate")
 DROPPED = 255  # in a file of decisions; else an index into SPLITS
 SPLIT = "_split"  # metadata key: index into SPLITS
 RECORD = np.dtype([("digest", "S16"), ("draw", "<u8"), ("reason", "u1")])

@@ -1,224 +1,154 @@
 """Files to rows: plain text, jsonl and csv (also .gz and .zst), parquet, arrow, and datasets of the Hub.
 
-Every reader yields (place, row): the place names file and line for error messages. Nothing is skipped silently.
+Every reader yields (position, row): the position is a line, a row or a byte, for error messages and ids. What cannot
+be read becomes a BadRow in its place, so that nothing is skipped silently.
 """
 
-import csv
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from ingot.data.sources import Unit, format_of
+import orjson
+
+from ingot.data.blocks import DamagedFile, Piece, TooLong, numbered_pieces, read_blocks
+from ingot.data.csv_rows import read_csv
+from ingot.data.rows import BadRow, Choose, Record, Row, not_utf8, place_of, refusal, too_long
+from ingot.data.sources import Unit
+from ingot.data.tables import read_arrow, read_hub, read_parquet
 from ingot.recipe import InputError
 
-Row = tuple[str, dict[str, Any]]
-CHUNK = 1 << 20  # bytes
+LARGE = 2.0**63  # from here on orjson turns whole numbers into floats
 
 
-def read_rows(unit: Unit) -> Iterator[Row]:
-    """The rows of a unit in file order, each with its place.
+def read_rows(unit: Unit) -> Iterator[tuple[str, Row]]:
+    """The rows of a unit in file order, each with its place, such as `file:line`.
 
     Raises: InputError that names file and line for anything that cannot be read.
     """
-    if unit.source.hub is not None:
-        yield from _read_hub(unit)
-        return
-    if unit.source.builtin is not None:
-        from ingot.data.speeches import read_speeches
-
-        yield from read_speeches()
-        return
-    assert unit.path is not None
-    yield from _not_empty(unit.path, READERS[format_of(unit)](unit))
+    for position, row in read_records(unit):
+        if isinstance(row, BadRow):
+            raise refusal(unit, position, row)
+        yield place_of(unit, position), row
 
 
-def _not_empty(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
-    found = False
-    for row in _named_errors(path, rows):
-        found = True
-        yield row
-    if not found:
-        raise InputError(f"{path}: the file is empty; remove it from the sources")
+def read_records(unit: Unit, choose: Choose | None = None) -> Iterator[Record]:
+    """The rows of a unit in file order, each with its position; a BadRow stands for every row that cannot be read.
 
+    `choose` names, of the columns of a parquet or arrow file, those to read.
 
-def _named_errors(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
-    """Turns what libraries raise for a damaged file into an error that names the file."""
+    Raises: InputError when the file has vanished or the machine or network fails.
+    """
+    position, found = 0, False
     try:
-        yield from rows
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: truncated or damaged: {error}") from None
+        for position, row in _reader(unit, choose):
+            found = True
+            yield position, row
+    except DamagedFile as error:
+        yield position, BadRow("damaged_file", f"{error}{_after(unit, position)}")
+        return
     except FileNotFoundError:
-        raise InputError(f"{path}: the file has vanished") from None
+        raise InputError(f"{unit.place}: the file has vanished") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
+        raise InputError(f"{unit.place}: cannot be read: {error}") from None
+    if not found and unit.path is not None and not unit.is_part:
+        yield 0, BadRow("empty_file", "the file is empty; remove it from the sources")
 
 
-class _ZstdStream(io.RawIOBase):
-    """Decompresses a .zst file and, unlike the library's own reader, raises EOFError when it is cut short."""
-
-    def __init__(self, path: Path) -> None:
-        import zstandard
-
-        self.file = open(path, "rb")  # noqa: SIM115 - closed in close()
-        self.new_frame: Callable[[], Any] = lambda: zstandard.ZstdDecompressor().decompressobj()
-        self.frame, self.ready, self.failure = self.new_frame(), b"", zstandard.ZstdError
-        self.inside = False  # in the middle of a frame
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.ready and (data := self.frame.unused_data or self.file.read(CHUNK)):
-            if self.frame.eof:
-                self.frame = self.new_frame()
-            self._feed(data)
-        if not self.ready and self.inside:
-            raise EOFError("the last zstd frame is incomplete")
-        size = min(len(buffer), len(self.ready))
-        buffer[:size], self.ready = self.ready[:size], self.ready[size:]
-        return size
-
-    def _feed(self, data: bytes) -> None:
-        try:
-            self.ready = self.frame.decompress(data)
-        except self.failure as error:
-            raise EOFError(str(error)) from None
-        self.inside = not self.frame.eof
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
+def _after(unit: Unit, position: int) -> str:
+    return f" (after {place_of(unit, position).removeprefix(unit.place).lstrip(': ') or 0})" if position else ""
 
 
-def open_bytes(path: Path) -> BinaryIO:
-    """Opens a file for reading bytes, decompressing .gz and .zst."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".zst":
-        return io.BufferedReader(_ZstdStream(path), CHUNK)
-    return open(path, "rb")
+def _reader(unit: Unit, choose: Choose | None) -> Iterator[Record]:
+    if unit.source.hub is not None:
+        return read_hub(unit)
+    if unit.source.builtin is not None:
+        return _read_builtin()
+    if unit.format == "parquet":
+        return read_parquet(unit, choose)
+    if unit.format == "arrow":
+        return read_arrow(unit, choose)
+    return LINE_READERS[unit.format](unit)
 
 
-def _text_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file with their line ends as they are; a byte order mark is left out."""
-    with open_bytes(path) as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                reason = f"byte {error.object[error.start]:#04x} at column {error.start + 1}"
-                raise InputError(f"{path}:{number}: not UTF-8 text ({reason}); convert the file to UTF-8") from None
-            yield line.removeprefix("\ufeff") if number == 1 else line
+def _read_builtin() -> Iterator[Record]:
+    from ingot.data.speeches import read_speeches
+
+    return ((number, row) for number, (_, row) in enumerate(read_speeches(), 1))
 
 
-def _read_text(unit: Unit) -> Iterator[Row]:
+def _read_text(unit: Unit) -> Iterator[Record]:
     """One document per file, or one per piece between separators."""
-    assert unit.path is not None
-    separator = unit.source.separator
-    lines = _text_lines(unit.path)
-    if separator is not None:
-        yield from ((f"{unit.path}:{line}", {"text": text}) for line, text in _cut(lines, separator))
-    elif text := "".join(lines):
-        yield f"{unit.path}:1", {"text": text}
+    limit = unit.source.max_line_bytes
+    if unit.source.separator is None:
+        piece = _whole(read_blocks(unit), limit)
+        if piece != b"":
+            yield _text_row(unit, 1, piece)
+        return
+    for position, piece in numbered_pieces(unit, unit.source.separator.encode()):
+        yield _text_row(unit, position, piece)
 
 
-def _cut(lines: Iterator[str], separator: str) -> Iterator[tuple[int, str]]:
-    """Pieces between separators, each with the line that it starts on; every character is looked at once."""
-    done: list[str] = []
-    tail, start, keep = "", 1, len(separator) - 1  # tail: the last characters, which may begin a separator
-    for number, line in enumerate(lines, 1):
-        *pieces, rest = (tail + line).split(separator)
-        for piece in pieces:
-            yield start, "".join(done) + piece
-            done, start = [], number
-        tail = rest[len(rest) - min(keep, len(rest)) :]
-        done.append(rest[: len(rest) - len(tail)])
-    if last := "".join(done) + tail:
-        yield start, last
+def _whole(blocks: Iterator[bytes], limit: int) -> Piece:
+    parts, size, lines = [], 0, 0
+    for block in blocks:
+        size += len(block)
+        parts.append(block)
+        if size > limit:
+            lines += sum(part.count(b"\n") for part in parts)
+            parts.clear()
+    return b"".join(parts).removeprefix(b"\xef\xbb\xbf") if size <= limit else TooLong(size, lines)
 
 
-def _read_jsonl(unit: Unit) -> Iterator[Row]:
-    assert unit.path is not None
-    for number, line in enumerate(_text_lines(unit.path), 1):
-        if not line.strip():
-            continue
-        place = f"{unit.path}:{number}"
+def _text_row(unit: Unit, position: int, piece: Piece) -> Record:
+    if isinstance(piece, TooLong):
+        way_out = "" if unit.source.separator else "; cut the text by a separator"
+        return position, too_long("a document", piece, unit.source.max_line_bytes, way_out)
+    try:
+        return position, {"text": piece.decode()}
+    except UnicodeDecodeError as error:
+        line = 0 if unit.is_part else piece.count(b"\n", 0, error.start)
+        return position + line, not_utf8(error)
+
+
+def _read_jsonl(unit: Unit) -> Iterator[Record]:
+    loads, odd, limit = orjson.loads, _odd_line, unit.source.max_line_bytes
+    for position, piece in numbered_pieces(unit):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{place}: not valid JSON: {error}; every line must be one JSON object") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{place}: expected a JSON object, got {type(row).__name__}")
-        yield place, row
+            row = loads(piece)  # type: ignore[arg-type]
+        except orjson.JSONDecodeError:
+            row = odd(piece, limit)
+        if type(row) is dict:
+            for value in row.values():
+                if type(value) is float and abs(value) >= LARGE:
+                    row = odd(piece, limit)
+                    break
+        elif row is not None and type(row) is not BadRow:
+            row = BadRow("bad_json", f"expected a JSON object, got {type(row).__name__}")
+        if row is not None:
+            yield position, row
 
 
-def _read_csv(unit: Unit) -> Iterator[Row]:
-    assert unit.path is not None
-    csv.field_size_limit(1 << 30)
-    delimiter = "\t" if ".tsv" in unit.path.suffixes else ","
-    reader = csv.DictReader(_text_lines(unit.path), delimiter=delimiter, strict=True, restkey="")
-    line = 1  # the last line of the header or row before
+def _odd_line(piece: Piece, limit: int) -> Any:
+    """A line that the fast parser refuses: its value (NaN and large whole numbers are fine), None if it is blank."""
+    if isinstance(piece, TooLong):
+        return too_long("a line", piece, limit)
     try:
-        for row in reader:
-            if "" in row or None in row.values():
-                raise InputError(
-                    f"{unit.path}:{line + 1}: not the {len(reader.fieldnames or [])} fields of the header"
-                )
-            yield f"{unit.path}:{line + 1}", row
-            line = reader.line_num
-    except csv.Error as error:
-        raise InputError(f"{unit.path}:{line + 1}: not valid CSV: {error}") from None
-
-
-def _read_parquet(unit: Unit) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
+        text = piece.decode()
+    except UnicodeDecodeError as error:
+        return not_utf8(error)
+    if not text.strip():
+        return None
     try:
-        with pyarrow.parquet.ParquetFile(unit.path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{unit.path}: row {number}", row
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise InputError(f"{unit.path}: not a readable parquet file (after row {number}): {error}") from None
+        row = json.loads(text)
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return BadRow("bad_encoding", "not valid Unicode: half a surrogate pair; write whole characters")
+    except (ValueError, RecursionError) as error:
+        array = "; the file is one JSON array" if text.lstrip()[0] == "[" else ""
+        return BadRow("bad_json", f"not valid JSON: {error}{array}; every line must be one JSON object")
+    return BadRow("bad_json", "expected a JSON object, got null") if row is None else row
 
 
-def _read_arrow(unit: Unit) -> Iterator[Row]:
-    """The arrow stream files of a saved Hugging Face dataset."""
-    import pyarrow
-
-    number = 0
-    try:
-        with pyarrow.memory_map(str(unit.path)) as file, pyarrow.ipc.open_stream(file) as stream:
-            for batch in stream:
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{unit.path}: row {number}", row
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise InputError(f"{unit.path}: not a readable arrow file (after row {number}): {error}") from None
-
-
-def _read_hub(unit: Unit) -> Iterator[Row]:
-    """A dataset of the Hugging Face Hub, streamed."""
-    from datasets import load_dataset
-
-    source = unit.source
-    assert source.hub is not None
-    try:
-        rows = load_dataset(source.hub, source.subset, split=source.dataset_split, streaming=True)
-    except (OSError, ValueError) as error:
-        first = str(error).split("\n")[0]
-        raise InputError(f"{unit.place}: cannot be opened: {first}; check its name") from None
-    for number, row in enumerate(rows, 1):
-        yield f"{unit.place}: row {number}", dict(row)
-
-
-READERS: dict[str, Callable[[Unit], Iterator[Row]]] = {
-    "text": _read_text, "jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet, "arrow": _read_arrow,
+LINE_READERS: dict[str, Callable[[Unit], Iterator[Record]]] = {
+    "text": _read_text, "jsonl": _read_jsonl, "csv": read_csv,
 }  # fmt: skip

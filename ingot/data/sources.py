@@ -1,6 +1,5 @@
-"""Where documents come from: the keys that train_tokenizer and prepare_data share."""
+"""Where documents come from: the keys that train_tokenizer and prepare_data share, and the units of reading."""
 
-import glob
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,38 +8,76 @@ from typing import Literal
 
 from pydantic import Field
 
-from ingot.recipe import InputError, Section
+from ingot.data.listing import (
+    FORMATS,
+    Format,
+    FoundFile,
+    byte_bounds,
+    compression_of,
+    find_files,
+    format_by_name,
+    row_group_bounds,
+)
+from ingot.data.remote import is_remote
+from ingot.recipe import FilePath, InputError, Section
 
 Scalar = bool | int | float | str
-Format = Literal["text", "jsonl", "csv", "parquet", "arrow"]
-SUFFIXES: dict[str, Format] = {
-    ".txt": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv",
-    ".parquet": "parquet", ".arrow": "arrow",
-}  # fmt: skip
-COMPRESSED = (".gz", ".zst")
+
+
+class Conversations(Section):
+    """How a column that holds a list of {role, content} becomes the text of a document."""
+
+    column: str = Field("conversation", description="column that holds the list of messages")
+    between: str = Field("\n\n", description="what stands between two messages")
+    names: dict[str, str] = Field(
+        default={"system": "System: ", "user": "User: ", "assistant": "Assistant: "},
+        description="what stands before a message, by its role",
+    )
+    chat_template: FilePath | None = Field(
+        None, description="chat template (.jinja file, or folder with chat_template.jinja) that renders them instead"
+    )
 
 
 class Source(Section):
     """One place that rows come from: exactly one of `path`, `builtin` and `hub`."""
 
     path: str | None = Field(
-        default=None, description="file, glob or saved Hugging Face dataset, from the working directory"
+        default=None,
+        description="file, glob, folder, saved Hugging Face dataset or URL (s3://, gs://, hf://, https://)",
     )
     builtin: Literal["sotu"] | None = Field(default=None, description="corpus that comes with Ingot")
     hub: str | None = Field(
         default=None, description="dataset on the Hugging Face Hub; it is downloaded when the stage runs"
     )
     subset: str | None = Field(default=None, description="configuration of a Hub dataset")
+    revision: str | None = Field(default=None, description="commit, tag or branch of a Hub dataset; unset: the newest")
+    streaming: bool = Field(default=True, description="read a Hub dataset as it arrives; false: download it first")
     dataset_split: str = Field(default="train", description="split of a Hugging Face dataset")
+    split: Literal["train", "validation", "test"] | None = Field(
+        default=None, description="split that all documents of this source go to; unset: drawn by data.split"
+    )
     format: Format | None = Field(default=None, description="file format; unset: from the file's name")
     separator: str | None = Field(
-        default=None, description="cuts plain text into documents; unset: one file, one document"
+        default=None, min_length=1, description="cuts plain text into documents; unset: one file, one document"
     )
     columns: dict[str, str | list[str]] = Field(
         default={}, description="our name -> name in the file, or several to join"
     )
+    join: str = Field(default="\n\n", description="what stands between the joined columns of a text")
+    conversations: Conversations | None = Field(
+        default=None, description="how lists of messages become text; unset: the text is in a column"
+    )
     where: dict[str, Scalar | list[Scalar]] = Field(
         {}, description="keep rows whose column has this value (or one of)"
+    )
+    on_error: Literal["stop", "drop"] = Field(
+        default="stop", description="what a row that cannot be read does: stop the stage, or be dropped and counted"
+    )
+    max_line_bytes: int = Field(
+        default=64 << 20, gt=0, description="longest line, or document of plain text, that is read"
+    )
+    one_line_rows: bool = Field(
+        default=False, description="no csv field holds a line end, so that large csv files are read in parts"
     )
 
     def problems(self, key: str) -> Iterator[str]:
@@ -48,8 +85,12 @@ class Source(Section):
         given = [k for k in ("path", "builtin", "hub") if getattr(self, k) is not None]
         if len(given) != 1:
             yield f"{key}: needs exactly one of path, builtin, hub; has {' and '.join(given) or 'none'}"
-        if self.hub is None and self.subset is not None:
-            yield f"{key}.subset: only for a Hub dataset; set hub, or remove subset"
+        if self.hub is None:
+            for name in (n for n in ("subset", "revision", "streaming") if n in self.model_fields_set):
+                if getattr(self, name) is not None:
+                    yield f"{key}.{name}: only for a Hub dataset; set hub, or remove {name}"
+        if self.conversations is not None and "text" in self.columns:
+            yield f"{key}.conversations: columns maps text already; remove one of them"
 
 
 class Filters(Section):
@@ -119,34 +160,63 @@ class Corpus(Section):
 
 @dataclass(frozen=True)
 class Unit:
-    """One file to read (or one Hub dataset: `path` is None); `name` is the stable beginning of its documents' ids."""
+    """What one task reads at a time: a file or a part of it, a built-in corpus or a Hub dataset (`path` is None).
+
+    A part of a file of lines is the lines that begin in bytes [start, stop); of a parquet file it is row groups
+    [start, stop). `name` is the stable beginning of the documents' ids; `size` are the bytes of the whole file.
+    """
 
     source: Source
-    path: Path | None
+    path: str | None
     name: str
+    start: int = 0
+    stop: int | None = None  # None: to the end
+    size: int | None = None  # None: not known
 
     @property
     def place(self) -> str:
         """What an error message calls this unit."""
         return str(self.path or f"hub dataset {self.source.hub}")
 
+    @property
+    def is_part(self) -> bool:
+        """Whether the file has more than this unit."""
+        return self.stop is not None
+
+    @property
+    def format(self) -> Format:
+        """The format of the file: what the recipe says, else by the file's name.
+
+        Raises: InputError for a name that says nothing.
+        """
+        assert self.path is not None
+        return format_of(self.source, self.path)
+
+
+def format_of(source: Source, path: str) -> Format:
+    """The format of a source's file. Raises: InputError for a name that says nothing."""
+    found = source.format or format_by_name(path)
+    if found is None:
+        known = ", ".join(dict.fromkeys(FORMATS.values()))
+        raise InputError(f"{path}: cannot tell the format; set `format` to one of {known}")
+    return found
+
 
 def source_files(source: Source, key: str) -> list[Path]:
-    """The files of a source, sorted; for the built-in corpus its table and list of hashes, for the Hub none.
+    """The local files of a source, sorted; for the built-in corpus its table and list of hashes, for the Hub none.
 
     Raises: InputError when nothing is there.
     """
-    if source.hub is not None:
-        return []
     if source.builtin is not None:
         return [builtin_folder(source.builtin) / name for name in ("metadata.csv", "manifest.json")]
+    if source.path is None or is_remote(source.path):
+        return []
+    return [Path(file.path) for file in _files(source, key)]
+
+
+def _files(source: Source, key: str) -> list[FoundFile]:
     assert source.path is not None
-    if Path(source.path).is_dir():
-        return _dataset_files(Path(source.path), source.dataset_split, key)
-    found = sorted(Path(p) for p in glob.glob(source.path, recursive=True) if Path(p).is_file())
-    if not found:
-        raise InputError(f"{key}.path: no file matches {source.path} (looked from {Path.cwd()})")
-    return found
+    return find_files(source.path, source.dataset_split, source.format, key)
 
 
 def builtin_folder(name: str) -> Path:
@@ -160,53 +230,48 @@ def builtin_folder(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "data"
 
 
-def _dataset_files(folder: Path, split: str, key: str) -> list[Path]:
-    """The arrow files of a dataset written by `save_to_disk`."""
-    if (folder / "dataset_dict.json").is_file():
-        folder = folder / split
-        if not folder.is_dir():
-            names = sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
-            raise InputError(f"{key}.dataset_split: {folder.parent} has no split '{split}'; it has {', '.join(names)}")
-    files = sorted(folder.glob("*.arrow"))
-    if not files or not (folder / "state.json").is_file():
-        raise InputError(f"{key}.path: {folder} is not a saved dataset; for its files write {folder}/*.jsonl or so")
-    return files
-
-
-def format_of(unit: Unit) -> str:
-    """The format of a unit's file: what the recipe says, else by the file's name.
-
-    Raises: InputError for a name that says nothing.
-    """
-    assert unit.path is not None
-    if unit.source.format is not None:
-        return unit.source.format
-    suffixes = [s.lower() for s in unit.path.suffixes if s.lower() not in COMPRESSED]
-    if not suffixes or suffixes[-1] not in SUFFIXES:
-        raise InputError(f"{unit.path}: cannot tell the format; set `format` to one of {', '.join(SUFFIXES.values())}")
-    return SUFFIXES[suffixes[-1]]
-
-
 def list_units(sources: list[Source]) -> list[Unit]:
-    """The files to read, in the order of the recipe and then of their names.
+    """What there is to read, in the order of the recipe, then of the files' names, then of their parts.
 
-    Raises: InputError when a source names no file.
+    Raises: InputError when a source names no file or a file's name does not say its format.
     """
     units = []
     for i, source in enumerate(sources):
         if source.hub is not None or source.builtin is not None:
-            path = builtin_folder(source.builtin) if source.builtin else None
+            path = str(builtin_folder(source.builtin)) if source.builtin else None
             units.append(Unit(source, path, source.hub or str(source.builtin)))
             continue
-        files = source_files(source, f"data.sources.{i}")
-        root = _common_root(files)
-        units += [Unit(source, path, f"{i}/{path.relative_to(root)}") for path in files]
+        files = _files(source, f"data.sources.{i}")
+        root = _common_root([file.path for file in files])
+        for file in files:
+            units += _parts(source, file, f"{i}/{file.path.removeprefix(root)}")
     return units
 
 
-def _common_root(files: list[Path]) -> Path:
-    """The deepest folder that holds all files, so that ids do not change when the corpus moves."""
-    root = files[0].parent
-    while not all(path.is_relative_to(root) for path in files):
-        root = root.parent
+def _common_root(paths: list[str]) -> str:
+    """The deepest folder that holds all files, with its slash, so that ids do not change when the corpus moves."""
+    root = paths[0][: paths[0].rfind("/") + 1]
+    while not all(path.startswith(root) for path in paths):
+        root = root[: root.rstrip("/").rfind("/") + 1]
     return root
+
+
+def _parts(source: Source, file: FoundFile, name: str) -> list[Unit]:
+    """A small file as one unit, a large one in parts where its format allows."""
+    format = format_of(source, file.path)
+    bounds = byte_bounds(file.size or 0)
+    if len(bounds) <= 2 or not _can_be_cut(source, file.path, format):
+        return [Unit(source, file.path, name, size=file.size)]
+    if format == "parquet":
+        bounds = row_group_bounds(file.path)
+    ranges = list(zip(bounds, bounds[1:], strict=False))
+    if len(ranges) <= 1:
+        return [Unit(source, file.path, name, size=file.size)]
+    return [Unit(source, file.path, name, start, stop, file.size) for start, stop in ranges]
+
+
+def _can_be_cut(source: Source, path: str, format: Format) -> bool:
+    if format == "parquet":
+        return True
+    lines = format == "jsonl" or (format == "text" and source.separator) or (format == "csv" and source.one_line_rows)
+    return bool(lines) and compression_of(path) is None

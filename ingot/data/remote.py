@@ -1,0 +1,140 @@
+"""Files on S3, Google Cloud, the Hub, web servers and whatever else fsspec opens: listed, sized and read in blocks.
+
+Nothing is copied to disk: a file is read by ranges, and a range that fails is asked for again.
+"""
+
+import io
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO, TypeVar
+
+from ingot.recipe import InputError
+
+T = TypeVar("T")
+
+BLOCK = 8 << 20  # bytes asked for at once
+WAITS = (0.5, 1.0, 2.0)  # seconds before each further attempt
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, InputError)  # not tried again
+INSTALL = {"s3": "pip install -e '.[s3]'", "gs": "pip install gcsfs", "gcs": "pip install gcsfs"}
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL and not a file of this machine."""
+    return "://" in path
+
+
+def protocol_of(path: str) -> str:
+    """The part of a URL before ://."""
+    return path.partition("://")[0]
+
+
+def file_system(path: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it.
+
+    Raises: InputError for a protocol that is unknown or whose package is missing.
+    """
+    import fsspec
+
+    if "::" in path:
+        raise InputError(f"{path}: chained URLs (::) are not read; name the file itself")
+    protocol = protocol_of(path)
+    try:
+        found, inner = fsspec.core.url_to_fs(path)
+    except ImportError as error:
+        way_out = INSTALL.get(protocol, f"pip install what fsspec needs for it ({error})")
+        raise InputError(f"{path}: {protocol}:// needs a package that is not installed: {way_out}") from None
+    except ValueError:
+        raise InputError(f"{path}: unknown protocol {protocol}://; use s3, gs, hf, http(s) or a local path") from None
+    return found, str(inner)
+
+
+def list_remote(pattern: str) -> list[tuple[str, int | None]]:
+    """The files that a URL, a glob or a folder names, sorted, each with its bytes (None where the server keeps quiet).
+
+    Raises: InputError when the server cannot be asked; no match is an empty list.
+    """
+    found, inner = file_system(pattern)
+    return sorted(_attempts(pattern, lambda: _list(found, inner)))
+
+
+def _list(found: Any, inner: str) -> list[tuple[str, int | None]]:
+    from fsspec.core import has_magic
+
+    if has_magic(inner):
+        entries = found.glob(inner, detail=True)
+    elif found.protocol not in ("http", "https", ("http", "https")) and found.isdir(inner):
+        entries = found.find(inner, detail=True)
+    else:
+        entries = {inner: found.info(inner)} if found.exists(inner) else {}
+    files = [(name, info) for name, info in entries.items() if info.get("type") != "directory"]
+    return [(found.unstrip_protocol(name), info.get("size")) for name, info in files]
+
+
+def open_remote(path: str) -> BinaryIO:
+    """Opens a remote file for reading bytes: by ranges where the server gives them, else as one stream."""
+    found, inner = file_system(path)
+    info = _attempts(path, lambda: found.info(inner))
+    if info.get("size") is None or info.get("partial") is False:
+        return _attempts(path, lambda: found.open(inner, "rb", block_size=0))
+    return io.BufferedReader(RemoteFile(path, found, inner, int(info["size"])), BLOCK)
+
+
+class RemoteFile(io.RawIOBase):
+    """A remote file of known size; every read is one request for a range."""
+
+    def __init__(self, path: str, file_system: Any, inner: str, size: int) -> None:
+        self.path, self.file_system, self.inner, self.size = path, file_system, inner, size
+        self.position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        self.position = max(0, start + offset)
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        start, stop = self.position, min(self.position + len(buffer), self.size)
+        if stop <= start:
+            return 0
+        data = _attempts(self.path, lambda: self.file_system.cat_file(self.inner, start=start, end=stop))
+        if len(data) != stop - start:
+            raise InputError(
+                f"{self.path}: gave {len(data)} bytes of {stop - start}; the file changed while it was read"
+            )
+        buffer[: len(data)] = data
+        self.position = stop
+        return len(data)
+
+
+def _attempts(path: str, action: Callable[[], T]) -> T:
+    """Does something with a server; what may be a passing fault is tried again.
+
+    Raises: InputError that names the path.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return action()
+        except InputError:
+            raise
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; it never was there or has vanished") from None
+        except PermissionError as error:
+            hint = "credentials come from the environment, see docs/data_sources.md"
+            raise InputError(f"{path}: no permission ({_first_line(error)}); {hint}") from None
+        except Exception as error:  # every package has exceptions of its own
+            if wait is None or isinstance(error, FINAL):
+                raise InputError(f"{path}: cannot be read: {type(error).__name__}: {_first_line(error)}") from None
+        time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or "no message").split("\n")[0]
