@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ingot.data.shards import TokenShards
 
 WINDOW = 1 << 20  # documents; a window's tables take about 20 bytes for each
-DOCUMENTS, WINDOWS = 0, 1  # what is drawn from a seed
+DOCUMENTS, WINDOWS, PACKING = 0, 1, 2  # what is drawn from a seed
 
 
 def permutation(size: int, seed: int, epoch: int, window: int = 0, what: int = DOCUMENTS) -> NDArray[np.int64]:
@@ -44,9 +44,9 @@ class Windows:
         return epoch, order[at], index - (ends[at - 1] if at else 0)
 
 
-def num_windows(shards: TokenShards, window: int = WINDOW) -> int:
-    """How many windows the documents make, each of at most `window`."""
-    return -(-shards.num_documents // window)
+def num_windows(shards: TokenShards, window: int = WINDOW, pieces: int | None = None) -> int:
+    """How many windows the documents make, each of about `window` documents, or `pieces` where they are cut before."""
+    return min(shards.num_documents, -(-(pieces or shards.num_documents) // window))
 
 
 def members(shards: TokenShards, window: int, num_windows: int) -> NDArray[np.int64]:
