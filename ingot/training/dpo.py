@@ -90,9 +90,11 @@ def _train(recipe: DPORecipe, run_dir: Path, values: dict[str, Any]) -> dict[str
     from ingot.training import finetune, heldout
     from ingot.training.encoding import ConversationEncoder
     from ingot.training.finetune_report import write_dpo_report
+    from ingot.training.prediction import check_memory
 
     start = finetune.open_start(recipe.run.from_)
     args = finetune.training_arguments(DPOConfig, values, run_dir, start)
+    check_memory(recipe, start.config, args)
     train_rows, validation_rows = load_rows(recipe.data, "preference")
     encoder = ConversationEncoder(start.tokenizer, args.max_length, start.max_positions)
     pairs, counts = encoder.encode_pairs(train_rows, "training")

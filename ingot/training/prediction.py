@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from ingot.planning.architecture import architecture_of_config
+from ingot.planning.architecture import Architecture, architecture_of_config
 from ingot.planning.figures import losses, run_figures
 from ingot.planning.flops import training_flops_per_token
 from ingot.planning.hardware import gpu_of_device
 from ingot.planning.held import LABELS, SHOWN
 from ingot.planning.machine import Machine
+from ingot.planning.memory import TrainingSetup, estimate_memory, settings_that_fit, setup_of_recipe
 from ingot.planning.show import size
 from ingot.recipe import InputError
 from ingot.runs import get_logger, num_processes
@@ -32,28 +33,33 @@ def strategy_of_run(arguments: TrainingArguments) -> str:
 
 
 def check_memory(recipe: Any, config: Any, arguments: TrainingArguments) -> int | None:
-    """The peak of memory that is expected on each GPU, in bytes; None on a CPU.
+    """The peak of memory that is expected on each GPU, in bytes; None on a CPU, or where it cannot be told.
 
     Raises: InputError when it is more than the GPU has, with the nearest settings that fit.
     """
     if arguments.device.type != "cuda":
         return None
-    from ingot.planning.memory import estimate_memory, settings_that_fit, setup_of_recipe
-
     total = torch.cuda.get_device_properties(arguments.device).total_memory
-    setup = setup_of_recipe(recipe, strategy=strategy_of_run(arguments), num_gpus=num_processes())
-    architecture = architecture_of_config(config)
+    try:
+        architecture = architecture_of_config(config)
+        setup = setup_of_recipe(recipe, strategy=strategy_of_run(arguments), num_gpus=num_processes())
+    except InputError as error:
+        logger.warning("memory: not estimated: %s", error)
+        return None
     peak = estimate_memory(architecture, setup, total_memory=total).peak_bytes
     if peak * (1 - TOLERANCE) > total:
-        fitting = settings_that_fit(architecture, setup, total)
-        ways = [f"{change}: {size(estimate.peak_bytes)}" for _, estimate, change in fitting]
-        raise InputError(
-            f"{recipe.stage}: needs about {size(peak)} of memory on each GPU, which has {size(total)}; "
-            + ("; ".join(["fits with", *ways]) if ways else "take a smaller model, or more or larger GPUs")
-        )
+        raise InputError(_too_large(recipe.stage, peak, total, architecture, setup))
     if peak > total * (1 - TOLERANCE / 2):
         logger.warning("memory: about %s of the GPU's %s are expected; it may not fit", size(peak), size(total))
     return peak
+
+
+def _too_large(stage: str, peak: int, total: int, architecture: Architecture, setup: TrainingSetup) -> str:
+    fitting = settings_that_fit(architecture, setup, total)
+    ways = [f"{change}: {size(estimate.peak_bytes)}" for _, estimate, change in fitting]
+    return f"{stage}: needs about {size(peak)} of memory on each GPU, which has {size(total)}; " + (
+        "it fits with " + "; or ".join(ways) if ways else "take a smaller model, or more or larger GPUs"
+    )
 
 
 def predict(recipe: Any, config: Any, arguments: TrainingArguments, tokens: int) -> dict[str, Any]:

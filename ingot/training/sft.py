@@ -90,10 +90,12 @@ def _train(recipe: SFTRecipe, run_dir: Path, values: dict[str, Any]) -> dict[str
     from ingot.data.conversations import load_rows
     from ingot.training import finetune, heldout
     from ingot.training.finetune_report import write_sft_report
+    from ingot.training.prediction import check_memory
 
     start = finetune.open_start(recipe.run.from_)
     assistant_only = bool(values.pop("assistant_only_loss", False))
     args = finetune.training_arguments(SFTConfig, values, run_dir, start)
+    check_memory(recipe, start.config, args)
     train_rows, validation_rows = load_rows(recipe.data, "sft")
     examples, held_out, counts, end_of_turn = _encode(start, train_rows, validation_rows, args, assistant_only)
     trainer = _trainer(recipe, args, start, examples, held_out)

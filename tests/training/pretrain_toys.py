@@ -64,7 +64,7 @@ def pretrain_recipe(corpus: Path, run_dir: Path, **changes: Any) -> PretrainReci
     tree = pretrain_tree(corpus, run_dir)
     for name, value in changes.items():
         section, key = name.split("__")
-        tree[section][key] = value
+        tree.setdefault(section, {})[key] = value
         if value is None:
             del tree[section][key]
     return build_recipe(PretrainRecipe, tree)
