@@ -14,12 +14,17 @@ from numpy.typing import NDArray
 from ingot.data.shards import TokenShards
 
 WINDOW = 1 << 20  # documents; a window's tables take about 20 bytes for each
-DOCUMENTS, WINDOWS, PACKING = 0, 1, 2  # what is drawn from a seed
+DOCUMENTS, WINDOWS, PACKING, MIXTURE = range(4)  # what is drawn from a seed
+
+
+def generator(seed: int, epoch: int, window: int = 0, what: int = DOCUMENTS) -> np.random.Generator:
+    """Random numbers that depend on the arguments alone (numpy takes missing numbers for zeros)."""
+    return np.random.default_rng([seed, epoch, window, what])
 
 
 def permutation(size: int, seed: int, epoch: int, window: int = 0, what: int = DOCUMENTS) -> NDArray[np.int64]:
-    """An order drawn from its arguments alone (numpy takes missing numbers for zeros)."""
-    return np.random.default_rng([seed, epoch, window, what]).permutation(size)
+    """An order drawn from the other arguments."""
+    return generator(seed, epoch, window, what).permutation(size)
 
 
 class Windows:
