@@ -31,6 +31,13 @@ COLUMNS = {
 class RowSource(Source):
     """One place that instructions or pairs come from; `columns` maps prompt, response, messages, ..."""
 
+    def problems(self, key: str) -> Iterator[str]:
+        """What is contradictory in this source; `key` is its place in the recipe."""
+        yield from super().problems(key)
+        for name in ("separator", "conversations", "join", "split"):
+            if name in self.model_fields_set and getattr(self, name) is not None:
+                yield f"{key}.{name}: only for documents to pretrain on; remove it"
+
 
 class ConversationData(Section):
     """The rows to train on and the rows to measure with."""
@@ -48,8 +55,6 @@ class ConversationData(Section):
         for name, sources in (("train", self.train), ("validation", self.validation)):
             for i, source in enumerate(sources):
                 yield from source.problems(f"{key}.{name}.{i}")
-                if source.separator is not None:
-                    yield f"{key}.{name}.{i}.separator: only for plain text documents; remove it"
         if self.validation_rows is not None and (self.validation or self.heldout is not None):
             yield f"{key}.validation_rows: rows are drawn only where validation and heldout are unset; remove one"
 
@@ -110,8 +115,9 @@ def _content(row: dict[str, Any]) -> str:
 def _all_rows(sources: list[RowSource], kind: Kind, seed: int, held_out: set[str]) -> Rows:
     rows, left_out = [], Counter[str]()
     for source in sources:
+        _check_columns(source, kind)
         for place, raw in _raw_rows(source, kind, seed, held_out):
-            row = _Reader(source, kind, place, raw).row()
+            row = _row(source, kind, place, raw)
             if isinstance(row, str):
                 left_out[row] += 1
             elif row is not None:
@@ -121,16 +127,41 @@ def _all_rows(sources: list[RowSource], kind: Kind, seed: int, held_out: set[str
     return rows
 
 
-def _raw_rows(source: RowSource, kind: Kind, seed: int, held_out: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _check_columns(source: RowSource, kind: Kind) -> None:
+    unknown = [key for key in source.columns if key not in COLUMNS[kind]]
+    if unknown:
+        raise InputError(f"data: columns maps '{unknown[0]}'; {kind} rows have {', '.join(COLUMNS[kind])}")
+
+
+def _row(source: RowSource, kind: Kind, place: str, raw: dict[str, Any] | str) -> dict[str, Any] | str | None:
+    """The row; the reason when it is left out and counted; None when `where` leaves it out."""
+    if isinstance(raw, str):
+        return raw
+    try:
+        return _Reader(source, kind, place, raw).row()
+    except InputError:
+        if source.on_error == "stop":
+            raise
+        return "the row does not fit"
+
+
+def _raw_rows(
+    source: RowSource, kind: Kind, seed: int, held_out: set[str]
+) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """The rows of a source with their places; the reason instead of a row that cannot be read and may be dropped."""
     from ingot.data import speech_rows
-    from ingot.data.readers import read_rows
+    from ingot.data.readers import read_records
+    from ingot.data.rows import BadRow, place_of, refusal
 
     if source.builtin is not None:
         made = speech_rows.speech_rows(seed) if kind == "sft" else speech_rows.speech_pairs(seed, held_out)
         yield from ((f"{source.builtin}, speech {row['document']}", row) for row in made)
         return
     for unit in list_units([source]):
-        yield from read_rows(unit)
+        for position, row in read_records(unit):
+            if isinstance(row, BadRow) and source.on_error == "stop":
+                raise refusal(unit, position, row)
+            yield place_of(unit, position), row.reason if isinstance(row, BadRow) else row
 
 
 @dataclass
@@ -146,10 +177,6 @@ class _Reader:
         """The row; the reason when it says nothing; None when `where` leaves it out."""
         from ingot.data.documents import matches
 
-        unknown = [key for key in self.source.columns if key not in COLUMNS[self.kind]]
-        if unknown:
-            known = ", ".join(COLUMNS[self.kind])
-            raise InputError(f"{self.place}: columns maps '{unknown[0]}'; {self.kind} rows have {known}")
         if not all(matches(self._value(name), wanted) for name, wanted in self.source.where.items()):
             return None
         row = self._instruction() if self.kind == "sft" else self._pair()
