@@ -1,11 +1,12 @@
 """Rate, time, money and loss of a run that is planned."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from ingot.planning.architecture import Architecture
 from ingot.planning.machine import Machine
-from ingot.planning.scaling import counted_parameters, find_law
+from ingot.planning.scaling import LAWS, counted_parameters, find_law
 
 DEFAULT_MFU = 0.4
 
@@ -43,5 +44,15 @@ def losses(architecture: Architecture, tokens: float | None, laws: Sequence[str]
     """Held-out loss in nats per token that each law expects of this model after so many tokens."""
     if not tokens:
         return {}
-    found = {law.name: law for law in map(find_law, laws)}
-    return {name: law.loss(counted_parameters(law, architecture), tokens) for name, law in found.items()}
+    return {law.name: law.loss(counted_parameters(law, architecture), tokens) for law in map(find_law, laws)}
+
+
+def doubts(architecture: Architecture, flops: float | None, losses: dict[str, float | None]) -> dict[str, str]:
+    """Why a law's loss should not be believed, for those of which that is known."""
+    found = {}
+    for name, loss in losses.items():
+        if loss is not None and loss > math.log(architecture.vocab_size):
+            found[name] = "above the loss of guessing: so small a run is outside what the law was made for"
+        elif name in LAWS and flops is not None and LAWS[name].extrapolates(flops):
+            found[name] = "more than tenfold outside the budgets that the law was fitted to"
+    return found

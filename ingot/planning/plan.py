@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ingot.planning.architecture import Architecture, architecture_of_config
-from ingot.planning.figures import losses, run_figures
+from ingot.planning.figures import doubts, losses, run_figures
 from ingot.planning.flops import CONVENTIONS, Convention, forward_flops_by_part, training_flops_per_token
 from ingot.planning.machine import Machine
 from ingot.planning.memory import TrainingSetup, estimate_memory, settings_that_fit, setup_of_recipe
@@ -112,6 +112,7 @@ def plan_model(
     flops = training_flops_per_token(architecture, setup.seq_length)
     plan["run"] = run_figures(architecture, flops, machine, subject.tokens, mfu, tokens_per_second_per_gpu)
     plan["loss"] = losses(architecture, subject.tokens, laws)
+    plan["doubts"] = doubts(architecture, plan["run"]["flops"], plan["loss"])
     return plan
 
 

@@ -147,21 +147,25 @@ class RatioLaw(Law):
         return math.sqrt(flops / (FLOPS_PER_PARAMETER * self.ratio))
 
 
+_CHINCHILLA_FLOPS = (6e18, 3e21)  # smallest and largest budget of the isoFLOP runs of Hoffmann et al. 2022
 _MASSIVE_TEXT = "nats per token of MassiveText, SentencePiece 32,000"
 LAWS: dict[str, Law] = {
     "besiroglu": ParametricLaw(
         name="besiroglu", E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658, unit=_MASSIVE_TEXT,
+        fitted_flops=_CHINCHILLA_FLOPS,
         source="Besiroglu et al. 2024, arXiv 2404.10102: Hoffmann's runs, read off their plot and fitted again",
         note="standard errors: E 0.03, A 124.58, alpha 0.02, B 1293.23, beta 0.02; agrees with Hoffmann's approaches "
         "1 and 2, about 20 tokens per parameter",
     ),
     "hoffmann": ParametricLaw(
         name="hoffmann", E=1.6934, A=406.4, alpha=0.3392, B=410.7, beta=0.2849, unit=_MASSIVE_TEXT,
+        fitted_flops=_CHINCHILLA_FLOPS,
         source="Hoffmann et al. 2022, arXiv 2203.15556, approach 3, with the digits of the TeX source",
         note="digits as Besiroglu et al. give them, who also found that the optimizer had stopped early",
     ),
     "hoffmann_rounded": ParametricLaw(
         name="hoffmann_rounded", E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28, unit=_MASSIVE_TEXT,
+        fitted_flops=_CHINCHILLA_FLOPS,
         source="Hoffmann et al. 2022, arXiv 2203.15556, approach 3 as printed",
         note="the rounding alone moves the optimum: 93 tokens per parameter at Chinchilla's own budget",
     ),

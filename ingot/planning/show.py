@@ -112,7 +112,8 @@ def _memory(memory: Mapping[str, Any]) -> str:
     rows.append(("= peak", size(memory["peak_bytes"])))
     title = (
         f"Memory of a GPU ({memory['strategy']} on {memory['num_gpus']}, {memory['precision']}, "
-        f"{memory['optimizer']}, micro-batch {memory['micro_batch']}, checkpointing {'on' if memory['gradient_checkpointing'] else 'off'})"
+        f"{memory['optimizer']}, micro-batch {memory['micro_batch']}, "
+        f"checkpointing {'on' if memory['gradient_checkpointing'] else 'off'})"
     )
     lines = [title, table(rows), "  " + memory_bar(list(parts.values()), limit)]
     if "fits" in memory:
@@ -157,10 +158,12 @@ def _run(run: Mapping[str, Any]) -> str:
 
 def _losses(plan: Mapping[str, Any]) -> Iterator[str]:
     rows = [(name, "n/a" if loss is None else f"{loss:.4f}") for name, loss in plan["loss"].items()]
+    doubts = "".join(f"\n  {name}: {reason}" for name, reason in plan["doubts"].items())
     if rows:
         yield (
             "Expected loss, nats per token of the law's own tokenizer and text (compare within one law only)\n"
             + table(rows)
+            + doubts
         )
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import TrainingArguments
 
 from ingot.planning.architecture import Architecture, architecture_of_config
-from ingot.planning.figures import losses, run_figures
+from ingot.planning.figures import doubts, losses, run_figures
 from ingot.planning.flops import training_flops_per_token
 from ingot.planning.hardware import gpu_of_device
 from ingot.planning.held import LABELS, SHOWN
@@ -74,13 +74,16 @@ def predict(recipe: Any, config: Any, arguments: TrainingArguments, tokens: int)
     machine = Machine(gpu, num_processes(), strategy, section.usd_per_gpu_hour)
     flops = training_flops_per_token(architecture, recipe.data.seq_length)
     figures = run_figures(architecture, flops, machine, tokens, section.mfu, section.tokens_per_second_per_gpu)
+    loss = losses(architecture, tokens, [section.law])
+    if doubts(architecture, None, loss):
+        loss = {}  # a law that expects less than guessing says nothing of so small a run
     predicted = {
         "parameters": architecture.total,
         "peak_memory_bytes": memory,
         "tokens_per_second": figures["tokens_per_second"],
         "mfu": figures["mfu"],
         "hours": figures["hours"],
-        "loss": next(iter(losses(architecture, tokens, [section.law]).values())),
+        "loss": next(iter(loss.values()), None),
         "usd": figures["usd"],
     }
     logger.info("plan: %s", "  ".join(f"{LABELS[k]} {SHOWN[k](v)}" for k, v in predicted.items() if v is not None))

@@ -86,7 +86,8 @@ def test_the_report_shows_predicted_and_measured(pretrain: Pretrain) -> None:
     held = results["plan"]
     assert held["parameters"]["predicted"] == held["parameters"]["measured"] == results["parameters"]
     assert held["tokens_per_second"] == {"predicted": 1000.0, "measured": results["tokens_per_second"]}
-    assert held["loss"]["measured"] == results["heldout_loss"] and held["loss"]["predicted"] > 1
+    # no law of the papers reaches down to a model of so few parameters
+    assert held["loss"] == {"predicted": None, "measured": results["heldout_loss"]}
     assert 0 < held["hours"]["measured"] * 3600 <= read_json(folder / "manifest.json")["seconds"] + 0.1
     report = (folder / "report.md").read_text(encoding="utf-8")
     assert "| | predicted | measured | measured / predicted |" in report and "| tokens/s | 1k |" in report
