@@ -65,6 +65,7 @@ class _RowReader:
     def __init__(self, source: Source, metadata: Collection[str] | None) -> None:
         self.source, self.metadata = source, metadata
         self.where = list(source.where.items())
+        self.mapped = {ours: [name] if isinstance(name, str) else name for ours, name in source.columns.items()}
         self.renderer = Renderer(source.conversations) if source.conversations is not None else None
         self.plans: dict[tuple[str, ...], _Plan | BadRow] = {}
 
@@ -93,7 +94,8 @@ class _RowReader:
         plan = self._plan(names)
         if isinstance(plan, BadRow):
             return None
-        needed = {*plan.text, plan.id, *self.source.where, *(name for _, name in plan.metadata)}
+        mapped = (name for columns in self.mapped.values() for name in columns)
+        needed = {*plan.text, plan.id, *self.source.where, *mapped, *(name for _, name in plan.metadata)}
         return [name for name in names if name in needed]
 
     def _keep_plan(self, names: tuple[str, ...]) -> _Plan | BadRow:
@@ -103,8 +105,7 @@ class _RowReader:
         return plan
 
     def _plan(self, names: list[str]) -> _Plan | BadRow:
-        mapped = {k: [v] if isinstance(v, str) else v for k, v in self.source.columns.items()}
-        there = set(names)
+        mapped, there = self.mapped, set(names)
         text = self._text_columns(mapped, there)
         if not text:
             return BadRow("missing_column", f"no column 'text'; {_those(names)}; map one with columns: {{text: NAME}}")

@@ -16,7 +16,7 @@ from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger as datatrove_logger
 
-from ingot.data.documents import READ_REASONS, REASON, drop_reason, read_documents
+from ingot.data.documents import GIVEN_SPLIT, READ_REASONS, REASON, drop_reason, read_documents
 from ingot.data.shards import ShardWriter, token_dtype
 from ingot.data.sources import Filters, Split, Unit
 from ingot.data.splits import SPLITS, digest_of, draw_of
@@ -28,7 +28,7 @@ datatrove_logger.disable("datatrove")  # its banners and tracebacks; ours go thr
 REASONS = ("", *READ_REASONS, "empty", "too_short", "too_long", "few_letters", "repeated_lines", "duplicate")
 DROPPED = 255  # in a file of decisions; else an index into SPLITS
 SPLIT = "_split"  # metadata key: index into SPLITS
-RECORD = np.dtype([("digest", "S16"), ("draw", "<u8"), ("reason", "u1")])
+RECORD = np.dtype([("digest", "S16"), ("draw", "<u8"), ("reason", "u1"), ("given", "u1")])
 BATCH_BYTES = 4 << 20  # text tokenised at once
 Documents = Any  # an iterator of datatrove's Document; its own name for that type admits no generator
 
@@ -75,15 +75,19 @@ class RecordDocuments(PipelineStep):
         self.folder, self.split = folder, split
 
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
-        records: list[tuple[bytes, int, int]] = []
+        records: list[tuple[bytes, int, int, int]] = []
         strata: dict[str, Any] = {}
         for document in _shown(data, rank, "reading documents"):
             reason = REASONS.index(document.metadata.get(REASON, ""))
             if reason:
-                records.append((bytes(16), 0, reason))
+                records.append((bytes(16), 0, reason, 0))
+                continue
+            given = document.metadata.get(GIVEN_SPLIT)
+            if given is not None:
+                records.append((digest_of(document.text), 0, reason, 1 + SPLITS.index(given)))
                 continue
             draw = draw_of(self.split.seed, self._group(document))
-            records.append((digest_of(document.text), draw, reason))
+            records.append((digest_of(document.text), draw, reason, 0))
             if self.split.stratify is not None:
                 strata.setdefault(str(draw), _column(document, self.split.stratify, "stratify"))
         np.save(self.folder / f"records-{rank:05d}.npy", np.array(records, RECORD))
@@ -118,6 +122,7 @@ class KeepChosen(PipelineStep):
                 break
             if decisions[number] != DROPPED:
                 document.metadata[SPLIT] = int(decisions[number])
+                document.metadata.pop(GIVEN_SPLIT, None)
                 yield document
         if number + 1 != len(decisions):
             raise InputError("the sources changed while they were read; run the stage again")

@@ -78,10 +78,12 @@ def _decide(corpus: Corpus, folder: Path, parts: list[NDArray[np.void]], reasons
     """Writes each task's decisions: the split of every document, or DROPPED."""
     noted = [read_json(folder / f"strata-{rank:05d}.json") for rank in range(len(parts))]
     strata = {int(draw): value for part in noted for draw, value in part.items()}
-    kept = reasons == 0
-    draws = np.concatenate([part["draw"] for part in parts])[kept]
+    given = np.concatenate([part["given"] for part in parts])
+    drawn, named = (reasons == 0) & (given == 0), (reasons == 0) & (given > 0)
+    draws = np.concatenate([part["draw"] for part in parts])[drawn]
     decisions = np.full(len(reasons), DROPPED, np.uint8)
-    decisions[kept] = choose_splits(draws, strata, corpus.split)
+    decisions[drawn] = choose_splits(draws, strata, corpus.split)
+    decisions[named] = given[named] - 1
     starts = np.cumsum([len(part) for part in parts])[:-1]
     for rank, part in enumerate(np.split(decisions, starts)):
         np.save(folder / f"decisions-{rank:05d}.npy", part)

@@ -147,6 +147,8 @@ class Corpus(Section):
         """Contradictions between the keys."""
         for i, source in enumerate(self.sources):
             yield from source.problems(f"data.sources.{i}")
+        if all(source.split in ("validation", "test") for source in self.sources):
+            yield "data.sources: every source is held out by its split; leave one to train on"
         yield from self.split.problems("data.split")
 
     def files(self) -> Iterator[Path]:
