@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from ingot.recipe_errors import describe, message, nearest, one_per_key
 from ingot.recipe_yaml import InputError, apply_overrides, dump_yaml, read_yaml
-from ingot.sections import FilePath, Recipe, RunSection, Section, StageFolder, UpstreamSection, expanded
+from ingot.sections import FilePath, Recipe, RunSection, Section, StageFolder, UpstreamSection, expanded, section_of
 from ingot.upstream import ELSEWHERE, fields_of
 
 __all__ = [
     "FilePath", "InputError", "Recipe", "RunSection", "Section", "StageFolder", "UpstreamSection",
-    "build_recipe", "describe_keys", "load_recipe", "main", "nearest", "stage_inputs", "to_tree",
+    "build_recipe", "describe_keys", "load_recipe", "main", "nearest", "stage_inputs", "to_tree", "with_defaults",
 ]  # fmt: skip
 
 R = TypeVar("R", bound=Recipe)
@@ -82,15 +82,17 @@ def stage_inputs(recipe: Section, prefix: str = "") -> Iterator[tuple[str, Path,
     """Every key that names the output of an earlier stage: (dotted key, path, marker); unset ones are left out."""
     for name, field in type(recipe).model_fields.items():
         key, value = f"{prefix}{field.alias or name}", getattr(recipe, name)
-        if isinstance(value, Section):
-            yield from stage_inputs(value, f"{key}.")
+        items = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else None
+        parts = [(key, value)] if items is None else [(f"{key}.{k}", v) for k, v in items.items()]
+        for place, part in parts:
+            if isinstance(part, Section):
+                yield from stage_inputs(part, f"{place}.")
         for marker in (m for m in _markers(field) if value is not None):
-            values = value.items() if isinstance(value, dict) else [(None, value)]
-            yield from ((f"{key}.{k}" if k else key, Path(v), marker) for k, v in values)
+            yield from ((place, Path(part), marker) for place, part in parts)
 
 
 def _markers(field: Any) -> list[StageFolder]:
-    """StageFolder marks on the field itself or inside `Annotated[...] | None` and `dict[str, Annotated[...]]`."""
+    """StageFolder marks on the field itself or inside `Annotated[...] | None`, `dict[str, ...]` and `list[...]`."""
     found = [m for m in field.metadata if isinstance(m, StageFolder)]
     pending = [field.annotation]
     while pending:
@@ -98,6 +100,22 @@ def _markers(field: Any) -> list[StageFolder]:
         found += [m for m in typing.get_args(annotation)[1:] if isinstance(m, StageFolder)]
         pending += [a for a in typing.get_args(annotation) if typing.get_args(a)]
     return found
+
+
+def with_defaults(section: type[Section], record: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """A recorded tree with the keys that only `wanted` has at their defaults: a later version brought them."""
+    filled = dict(record)
+    given_or_not = set(fields_of(section.upstream)) if issubclass(section, UpstreamSection) else set()
+    for name, field in section.model_fields.items():
+        key, inner = field.alias or name, section_of(field.annotation)
+        here, there = record.get(key), wanted.get(key)
+        if inner is not None and isinstance(here, dict) and isinstance(there, dict):
+            filled[key] = with_defaults(inner, here, there)
+        elif inner is not None and isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
+            filled[key] = [with_defaults(inner, h, t) for h, t in zip(here, there, strict=True)]
+        elif key in wanted and key not in record and name not in given_or_not and not field.is_required():
+            filled[key] = _plain(field.get_default(call_default_factory=True))
+    return filled
 
 
 def describe_keys(section: type[Section], prefix: str = "") -> str:

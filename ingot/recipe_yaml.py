@@ -112,12 +112,25 @@ def _value(text: str, source: str) -> Any:
     return text if isinstance(value, str) and text[:1] not in ("'", '"') else value
 
 
-def _put(node: dict[str, Any], key: str, value: Any, whole: str) -> dict[str, Any]:
+def _put(node: Any, key: str, value: Any, whole: str) -> Any:
     """The node with a value at a dotted key; a name with dots in it is found when it is there (`qwen3-0.6b`)."""
     head, _, rest = key.partition(".")
+    if isinstance(node, list):
+        return _put_in_list(node, head, rest, value, whole)
     if not rest or key in node:
         return {**node, key: value}
     inner = node.get(head)
-    if inner is not None and not isinstance(inner, dict):
+    if inner is not None and not isinstance(inner, dict | list):
         raise InputError(f"--{whole}: '{whole.removesuffix(f'.{rest}')}' is not a section of the recipe")
-    return {**node, head: _put(inner or {}, rest, value, whole)}
+    return {**node, head: _put({} if inner is None else inner, rest, value, whole)}
+
+
+def _put_in_list(items: list[Any], head: str, rest: str, value: Any, whole: str) -> list[Any]:
+    """The list with a value at the item whose number is `head`, counted from 0, or at a key in that item."""
+    name = whole.removesuffix(f".{rest}") if rest else whole
+    if not head.isdecimal() or int(head) >= len(items):
+        raise InputError(f"--{whole}: '{name}' is no item of a list of {len(items)}; they are numbered from 0")
+    at = int(head)
+    if rest and not isinstance(items[at], dict | list):
+        raise InputError(f"--{whole}: '{name}' is not a section of the recipe")
+    return [*items[:at], _put(items[at], rest, value, whole) if rest else value, *items[at + 1 :]]

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from ingot.files import (
     write_json,
     write_text,
 )
-from ingot.recipe import InputError, Recipe, StageFolder, stage_inputs, to_tree
+from ingot.recipe import InputError, Recipe, StageFolder, stage_inputs, to_tree, with_defaults
 from ingot.recipe_yaml import dump_yaml
 
 __all__ = [
@@ -87,6 +87,8 @@ def exit_code_of(action: Callable[[], Any]) -> int:
             return 3
         print(f"error: {error.name} is not installed; install it with: pip install -e '.[{extra}]'", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
@@ -194,12 +196,25 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     return {"stage": recipe.stage, "recipe": json.loads(json.dumps(tree)), "inputs": inputs, "sources": sources}
 
 
-def _drop(tree: dict[str, Any], key: str) -> None:
+def _drop(tree: Any, key: str) -> None:
     head, _, rest = key.partition(".")
-    if key in tree:
+    if isinstance(tree, list):
+        if rest:
+            _drop(tree[int(head)], rest)
+        else:
+            tree[int(head)] = None
+    elif key in tree:
         del tree[key]
-    elif rest and isinstance(tree.get(head), dict):
+    elif rest and isinstance(tree.get(head), dict | list):
         _drop(tree[head], rest)
+
+
+def _is_of(record: Mapping[str, Any], recipe: Recipe, wanted: Mapping[str, Any]) -> bool:
+    """Whether a record has the identity that is wanted; a key that a later version brought stands at its default."""
+    tree = record.get("recipe")
+    if isinstance(tree, dict):
+        record = {**record, "recipe": with_defaults(type(recipe), tree, wanted["recipe"])}
+    return all(record.get(k) == v for k, v in wanted.items())
 
 
 class RunFolder:
@@ -296,7 +311,7 @@ def _prepare(recipe: Recipe) -> RunFolder:
         found = read_manifest(path) if record.name == MANIFEST else read_json(record)
         if not isinstance(found, dict):
             raise InputError(f"{record}: not a record that Ingot wrote; move the folder away to start anew")
-        if all(found.get(k) == v for k, v in wanted.items()):
+        if _is_of(found, recipe, wanted):
             complete = record.name == MANIFEST and _files_present(path, found["files"])
             if record.name == MANIFEST and not complete and is_main_process():
                 write_json(path / STARTED, found)
@@ -320,9 +335,7 @@ def is_complete(recipe: Recipe) -> bool:
     if not manifest.is_file() or any(_input_problem(recipe, path, marker) for _, path, marker in stage_inputs(recipe)):
         return False
     found = read_manifest(recipe.run.dir)
-    return all(found.get(k) == v for k, v in identity(recipe).items()) and _files_present(
-        recipe.run.dir, found["files"]
-    )
+    return _is_of(found, recipe, identity(recipe)) and _files_present(recipe.run.dir, found["files"])
 
 
 def _files_present(folder: Path, files: dict[str, Any]) -> bool:

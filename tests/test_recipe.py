@@ -18,7 +18,15 @@ from ingot.recipe import (
     main,
     stage_inputs,
     to_tree,
+    with_defaults,
 )
+
+
+class Part(Section):
+    """One of several folders."""
+
+    folder: Annotated[FilePath, StageFolder("prepare_data")]
+    weight: float = 1.0
 
 
 class ToyData(Section):
@@ -28,6 +36,8 @@ class ToyData(Section):
     seq_length: int = Field(256, gt=0)
     names: list[str] = []
     others: dict[str, Annotated[FilePath, StageFolder("pretrain", hub=True)]] = {}
+    more: list[Annotated[FilePath, StageFolder("sft")]] | None = None
+    parts: list[Part] = []
 
 
 class ToyTraining(UpstreamSection, upstream="transformers.TrainingArguments"):
@@ -103,6 +113,26 @@ def test_inputs_are_found_with_their_keys() -> None:
         ("data.shards", "a"),
         ("data.others.x", "b"),
     ]
+
+
+def test_inputs_are_found_in_lists() -> None:
+    data = {"shards": "a", "more": ["b", "c"], "parts": [{"folder": "d"}, {"folder": "e", "weight": 2}]}
+    recipe = build_recipe(ToyRecipe, {**GOOD, "data": data})
+    found = [(key, str(path), marker.stages[0]) for key, path, marker in stage_inputs(recipe)][1:]
+    assert found == [
+        ("data.more.0", "b", "sft"), ("data.more.1", "c", "sft"),
+        ("data.parts.0.folder", "d", "prepare_data"), ("data.parts.1.folder", "e", "prepare_data"),
+    ]  # fmt: skip
+
+
+def test_a_record_of_an_earlier_version_has_later_keys_at_their_defaults() -> None:
+    wanted = to_tree(build_recipe(ToyRecipe, {**GOOD, "data": {"shards": "a", "parts": [{"folder": "d"}]}}))
+    record = {**wanted, "data": {"shards": "a", "parts": [{"folder": "d"}], "seq_length": 256}}
+    assert with_defaults(ToyRecipe, record, wanted) == wanted
+    changed = build_recipe(ToyRecipe, {**GOOD, "data": {"shards": "a", "names": ["x"]}})
+    assert with_defaults(ToyRecipe, record, to_tree(changed)) != to_tree(changed)
+    given = build_recipe(ToyRecipe, {**GOOD, "training": {"learning_rate": 1e-3, "bf16": True}})
+    assert "bf16" not in with_defaults(ToyRecipe, record, to_tree(given))["training"]
 
 
 def test_load_applies_overrides(tmp_path: Path) -> None:

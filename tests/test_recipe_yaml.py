@@ -1,5 +1,6 @@
 """The text side of recipes."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,21 @@ def test_overrides_make_sections_and_leave_the_tree_alone() -> None:
     changed = apply_overrides(tree, ["--a.b=2", "--c.d.e", "x y", "--f=-1"])
     assert changed == {"a": {"b": 2}, "c": {"d": {"e": "x y"}}, "f": -1}
     assert tree == {"a": {"b": 1}}
+
+
+def test_overrides_reach_into_lists() -> None:
+    tree = {"a": [{"b": 1, "c": 2}, {"b": 3}], "n": ["x", "y"]}
+    changed = apply_overrides(tree, ["--a.1.b=4", "--a.0.d.e=5", "--n.1=z"])
+    assert changed == {"a": [{"b": 1, "c": 2, "d": {"e": 5}}, {"b": 4}], "n": ["x", "z"]}
+    assert tree == {"a": [{"b": 1, "c": 2}, {"b": 3}], "n": ["x", "y"]}
+    for words, message in (
+        ("--a.2.b=4", "--a.2.b: 'a.2' is no item of a list of 2; they are numbered from 0"),
+        ("--a.b=4", "'a.b' is no item of a list"),
+        ("--n.0.b=4", "'n.0' is not a section of the recipe"),
+        ("--n.-1=4", "'n.-1' is no item"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            apply_overrides(tree, [words])
 
 
 @pytest.mark.parametrize(

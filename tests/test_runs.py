@@ -171,6 +171,15 @@ def test_where_an_input_lies_does_not_matter(make: Make, tmp_path: Path) -> None
     assert is_complete(make(shards=str(tmp_path / "moved")))
 
 
+def test_a_record_of_an_earlier_version_is_of_the_same_run(make: Make, tmp_path: Path) -> None:
+    run_toy(make())
+    manifest = read_json(tmp_path / "toy/manifest.json")
+    del manifest["recipe"]["data"]["size"]
+    write_json(tmp_path / "toy/manifest.json", manifest)
+    assert is_complete(make()) and run_toy(make(), 2.0) == {"result": 1.0}
+    assert not is_complete(make(size=2))
+
+
 @pytest.mark.parametrize("content", [{"notes.txt": "mine"}, {".hidden": ""}])
 def test_a_folder_of_the_users_is_refused(make: Make, tmp_path: Path, content: dict[str, str]) -> None:
     (tmp_path / "toy").mkdir()

@@ -29,7 +29,7 @@ class Run:
         for key, fingerprint in self.manifest["inputs"].items():
             value: Any = self.recipe
             for part in key.split("."):
-                value = value[part]
+                value = value[int(part) if isinstance(value, list) else part]
             yield Path(value), fingerprint
 
 
