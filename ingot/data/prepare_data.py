@@ -82,6 +82,8 @@ def _warn_of_other_documents(recipe: DataRecipe) -> None:
     if not manifest.is_file():
         return
     trained_on = read_json(manifest)["recipe"].get("data", {})
+    if trained_on is None:  # taken over from elsewhere
+        return
     here = recipe.data.model_dump(mode="json")
     changed = [key for key in ("sources", "filters", "dedup", "split") if trained_on.get(key) != here[key]]
     if changed:

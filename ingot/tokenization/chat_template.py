@@ -1,5 +1,6 @@
 """The special tokens and the one chat template (ChatML) that training, evaluation and serving all use."""
 
+import re
 from typing import Any
 
 END_OF_TEXT = "<|endoftext|>"  # ends every document in pretraining: the tokenizer's eos_token
@@ -9,6 +10,8 @@ PAD = "<|pad|>"  # fills up batches and nothing else, so that no end token is ev
 
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, PAD)  # ids 0 to 3
 STOP_TOKENS = (END_OF_TEXT, TURN_END)  # generation stops at either
+
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 # The generation marks enclose what the assistant learns to write, with the end of its turn: TRL's assistant-only loss
 # reads them. Content stands exactly as it was given, so that training and serving see the same ids.

@@ -5,19 +5,18 @@ TRL would do this too, but cuts rows without counting them and stops at a bad on
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ingot.recipe import InputError
 from ingot.runs import get_logger
+from ingot.tokenization.chat_template import GENERATION_MARK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
-GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 IGNORED = -100  # label of a token that the loss leaves out
 
 logger = get_logger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ingot.tokenization.build import save_tokenizer, train_bpe
+from ingot.tokenization.build import PATTERNS, save_tokenizer, train_bpe
 
 
 def texts(size: int = 400) -> Iterator[str]:
@@ -22,7 +22,7 @@ def texts(size: int = 400) -> Iterator[str]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A saved tokenizer of 512 entries for every pre-tokenizer."""
     saved = {}
-    for name in ("qwen2", "gpt-2", "llama-bpe"):
+    for name in PATTERNS:
         saved[name] = tmp_path_factory.mktemp(name)
         save_tokenizer(train_bpe(texts(), 512, name), saved[name], name)
     return saved

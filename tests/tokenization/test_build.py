@@ -39,11 +39,11 @@ def test_special_tokens_have_the_first_ids_and_pad_is_not_eos(tokenizer: Any) ->
 
 
 def test_the_folder_suits_old_and_new_readers(folders: dict[str, Path]) -> None:
-    config = json.loads((folders["llama-bpe"] / "tokenizer_config.json").read_text())
+    config = json.loads((folders["llama3"] / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert config["pre_tokenizer"] == "llama-bpe"
     assert config["model_input_names"] == ["input_ids", "attention_mask"]  # transformers 4 would add token_type_ids
-    assert config["chat_template"] == CHAT_TEMPLATE == (folders["llama-bpe"] / "chat_template.jinja").read_text()
+    assert config["chat_template"] == CHAT_TEMPLATE == (folders["llama3"] / "chat_template.jinja").read_text()
 
 
 def test_words_are_cut_as_the_name_says(folders: dict[str, Path]) -> None:
@@ -52,17 +52,22 @@ def test_words_are_cut_as_the_name_says(folders: dict[str, Path]) -> None:
         pre_tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json")).pre_tokenizer
         cuts[name] = [word for word, _ in pre_tokenizer.pre_tokenize_str("It'S 12345!\n\n x")]
     assert cuts["qwen2"] == ["It", "'S", "Ġ", "1", "2", "3", "4", "5", "!ĊĊ", "Ġx"]
-    assert cuts["llama-bpe"] == ["It", "'S", "Ġ", "123", "45", "!ĊĊ", "Ġx"]
-    assert cuts["gpt-2"] == ["It", "'", "S", "Ġ12345", "!", "ĊĊ", "Ġx"]
+    assert cuts["gpt4"] == cuts["llama3"] == ["It", "'S", "Ġ", "123", "45", "!ĊĊ", "Ġx"]
+    assert cuts["gpt2"] == ["It", "'", "S", "Ġ12345", "!", "ĊĊ", "Ġx"]
 
 
 def test_llama_takes_whole_entries_without_merging(folders: dict[str, Path]) -> None:
     models = {n: json.loads((f / "tokenizer.json").read_text())["model"] for n, f in folders.items()}
-    assert {n: m["ignore_merges"] for n, m in models.items()} == {"qwen2": False, "gpt-2": False, "llama-bpe": True}
+    assert {n: m["ignore_merges"] for n, m in models.items()} == {
+        "gpt2": False,
+        "gpt4": False,
+        "qwen2": False,
+        "llama3": True,
+    }
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(("name", "original"), [("qwen2", "qwen3"), ("gpt-2", "gpt2")])
+@pytest.mark.parametrize(("name", "original"), [("qwen2", "qwen3"), ("gpt2", "gpt2")])
 def test_patterns_cut_like_the_original_tokenizers(folders: dict[str, Path], name: str, original: str) -> None:
     path = Path(__file__).parents[3] / "shared/data/tokenizers" / original / "tokenizer.json"
     if not path.is_file():
