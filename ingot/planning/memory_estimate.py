@@ -63,7 +63,8 @@ def estimate_memory(
     }
     for name, parts in moments.items():
         parts.update(_while_running(architecture, setup, kept))
-        parts["communication"] += 0 if name.startswith("loss") else kept.backward_buckets
+        parts["communication"] += kept.forward_buckets if name.startswith("loss") else kept.backward_buckets
+    moments["backward of the token table"]["communication"] += kept.reduction
     moments["optimizer step"] = Counter(gradients=kept.gradients, temporary=kept.step)
     if setup.eval_micro_batch:
         inside = evaluation_bytes(architecture, setup, formats, total_memory)

@@ -1,7 +1,7 @@
 """What a strategy keeps on each GPU: weights, gradients, optimizer states and buffers for communication.
 
-DeepSpeed's figures are read from its version 0.19.8 with the files of ds_configs/, FSDP2's from Accelerate 1.15 and
-torch 2.13. P parameters, n GPUs.
+DeepSpeed's figures are those of version 0.19.8 with the files of ds_configs/, held against real runs of two processes;
+FSDP2's are read from Accelerate 1.15 and torch 2.13.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,9 @@ class Kept:
     gradients_between: int  # held through forward and backward of every micro-batch
     gathered: int  # weights put together for use
     buckets: int  # of communication, always there
+    forward_buckets: int  # the same, from the second micro-batch's forward on
     backward_buckets: int  # the same, during backward
+    reduction: int  # the same, at the end of backward
     step: int  # beside all these in the optimizer's step
     offloaded: int  # in the CPU's memory
 
@@ -93,7 +95,9 @@ def _whole(architecture: Architecture, setup: TrainingSetup, formats: Formats) -
         gradients_between=gradients if accumulates else 0,
         gathered=0,
         buckets=gradients if setup.strategy == "ddp" else 0,
+        forward_buckets=0,
         backward_buckets=0,
+        reduction=0,
         step=_step(architecture, setup, 1),
         offloaded=paged,
     )
@@ -107,6 +111,7 @@ def _zero12(architecture: Architecture, setup: TrainingSetup, formats: Formats) 
     accumulates = setup.accumulation > 1
     whole = setup.strategy == "zero1"  # gradients stay whole until the last micro-batch
     between = formats.gradient * trained if whole else gradients
+    buckets, flat = 2 * formats.gradient * REDUCE_BUCKET, formats.gradient * min(REDUCE_BUCKET, trained)
     return Kept(
         weights=model_bytes(architecture, setup, formats),
         reference=architecture.total * formats.weight if setup.reference_model else 0,
@@ -117,7 +122,9 @@ def _zero12(architecture: Architecture, setup: TrainingSetup, formats: Formats) 
         gradients_between=between if accumulates else 0,
         gathered=0,
         buckets=0,
-        backward_buckets=formats.gradient * (2 * REDUCE_BUCKET + min(REDUCE_BUCKET, trained)),
+        forward_buckets=buckets if whole and accumulates else 0,  # they stay between the micro-batches
+        backward_buckets=buckets + (flat if trained > REDUCE_BUCKET else 0),
+        reduction=0 if trained > REDUCE_BUCKET else flat,
         step=gradients + round(formats.master * trained * share) + _step(architecture, setup, share),
         offloaded=paged,
     )
@@ -131,6 +138,7 @@ def _zero3(architecture: Architecture, setup: TrainingSetup, formats: Formats) -
     master = round(formats.master * trained * share)
     states, paged = _states(architecture, setup, share)
     live = min(architecture.total, REUSE_DISTANCE // 2 + largest_parameter(architecture) + PREFETCH)
+    flat = formats.gradient * min(REDUCE_BUCKET, trained)
     stepped = min(round(trained * share), SUB_GROUP)
     step = stepped * (formats.gradient + formats.master) + _step(architecture, setup, share)
     return Kept(
@@ -143,7 +151,9 @@ def _zero3(architecture: Architecture, setup: TrainingSetup, formats: Formats) -
         gradients_between=0 if offload else gradients,
         gathered=formats.weight * live,
         buckets=formats.gradient * REDUCE_BUCKET,
-        backward_buckets=formats.gradient * min(REDUCE_BUCKET, trained),
+        forward_buckets=0,
+        backward_buckets=flat if trained > REDUCE_BUCKET else 0,
+        reduction=0 if trained > REDUCE_BUCKET else flat,
         step=0 if offload else step,
         offloaded=paged + (2 * master + states + gradients if offload else 0),
     )
@@ -166,6 +176,8 @@ def _fsdp2(architecture: Architecture, setup: TrainingSetup, formats: Formats) -
         gradients_between=formats.compute * trained if accumulates else 0,
         gathered=formats.compute * (architecture.input_embedding + 2 * layer),
         buckets=formats.compute * layer,
+        forward_buckets=0,
+        reduction=0,
         backward_buckets=2 * formats.compute * max(layer, architecture.input_embedding),
         step=_step(architecture, setup, share),
         offloaded=paged,
