@@ -58,10 +58,8 @@ class Signer:
 
     def _keys(self, signature: NDArray[np.uint32]) -> Hashes:
         """The hashes of each bucket as one number."""
-        total = np.zeros(self.section.num_buckets, np.uint64)
-        for column in signature.reshape(self.section.num_buckets, -1).T:
-            total = mixed(total * _FACTOR + column)
-        return total
+        places = np.arange(len(signature), dtype=np.uint64) * _FACTOR
+        return mixed(mixed(signature + places).reshape(self.section.num_buckets, -1).sum(axis=1, dtype=np.uint64))
 
 
 class SignatureWriter:

@@ -178,11 +178,21 @@ class Decontaminate(Section):
     """Documents that share a run of words with a benchmark."""
 
     benchmarks: list[Benchmark] = Field(min_length=1, description="files with the benchmarks")
-    ngram: int = Field(default=13, ge=5, le=64, description="words in a run; shorter questions are not looked for")
+    ngram: int = Field(default=13, ge=5, le=64, description="words in a run")
+    min_words: int | None = Field(
+        default=None,
+        ge=5,
+        description="texts with fewer words than ngram, but with so many, are looked for as a whole; unset: they are not",
+    )
     action: Literal["document", "span"] = Field(
         default="document", description="drop the document, or cut the run out of it"
     )
     span_margin: int = Field(default=0, ge=0, description="characters that are cut out on both sides of a run")
+
+    @property
+    def lengths(self) -> range:
+        """Numbers of words that are looked for."""
+        return range(min(self.min_words or self.ngram, self.ngram), self.ngram + 1)
 
 
 class Pii(Section):
