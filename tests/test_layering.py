@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SHARED = {"files", "recipe", "recipe_yaml", "recipe_errors", "sections", "upstream", "runs", "plots", "loading"}
+SHARED = {"files", "recipe", "recipe_yaml", "recipe_errors", "sections", "upstream", "runs", "plots", "loading", "vocabulary"}
 STAGES = {"planning", "tokenization", "data", "training", "evaluation", "export", "serving", "search"}
 # stage -> the other stages that it may use
 MAY_USE = {

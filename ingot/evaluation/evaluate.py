@@ -20,6 +20,7 @@ from ingot.evaluation.report import Evaluation, Scores, write_report
 from ingot.loading import load_model, load_tokenizer
 from ingot.recipe import FilePath, InputError, Recipe, Section, StageFolder
 from ingot.runs import MANIFEST, get_logger, num_processes, open_run, progress, read_json, versions, write_json
+from ingot.vocabulary import check_pair, embedding_rows
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -176,6 +177,7 @@ class Candidate:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(path)
         self.model: PreTrainedModel = load_model(path)
+        check_pair(self.tokenizer, embedding_rows(self.model), f"model.candidates.{name}: {path}")
         self.model.to(accelerator or torch.device("cpu"))  # type: ignore[arg-type]
         self.chat = is_chat(name, path, recipe.model.raw_text, self.tokenizer)
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)

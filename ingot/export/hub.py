@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ingot.loading import silent
-from ingot.recipe import InputError
 from ingot.runs import read_json, write_json
+from ingot.vocabulary import check_pair, embedding_rows
 
 # Tokens that end a turn or a text, in the order in which readers that take only one should see them.
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -15,9 +15,9 @@ STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 def save_hub_folder(model: Any, tokenizer: Any, folder: Path) -> None:
     """Writes weights (safetensors), code, configs, tokenizer and chat template.
 
-    Raises: InputError when the tokenizer has ids that the model has no row for.
+    Raises: InputError when the tokenizer does not go with the model.
     """
-    check_vocabulary(model, tokenizer)
+    check_pair(tokenizer, embedding_rows(model), "run.from")
     set_special_tokens(model, tokenizer)
     model.config.use_cache = True  # training switches it off
     folder.mkdir(parents=True, exist_ok=True)
@@ -26,17 +26,6 @@ def save_hub_folder(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     write_tokenizer_for_older_readers(folder)
     write_rope_for_older_readers(folder)
-
-
-def check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Raises InputError unless every token id has a row in the model's embedding."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= rows:
-        raise InputError(
-            f"the tokenizer has token id {largest} and the model only {rows} embedding rows; "
-            "export the model with the tokenizer that it was trained with"
-        )
 
 
 def set_special_tokens(model: Any, tokenizer: Any) -> None:

@@ -12,6 +12,7 @@ from ingot import loading
 from ingot.recipe import InputError
 from ingot.runs import MANIFEST, get_logger, model_folder, read_json
 from ingot.serving.text import TextCodec
+from ingot.vocabulary import check_pair, embedding_rows
 
 logger = get_logger(__name__)
 
@@ -47,13 +48,15 @@ def load_model(
 ) -> LoadedModel:
     """Loads a run folder or Hub folder for serving.
 
-    Raises: InputError when it cannot be read, lacks weights, needs code that is not trusted, or gives no numbers.
+    Raises: InputError when it cannot be read, lacks weights, needs code that is not trusted, does not go with its
+    tokenizer, or gives no numbers.
     """
     folder = model_folder(path)
     _check_code(folder, trust_remote_code)
     place = _device(device)
     tokenizer = loading.load_tokenizer(path, trust_remote_code)
     model = _place(loading.load_model(path, _dtype(dtype, place), trust_remote_code), place, folder)
+    check_pair(tokenizer, embedding_rows(model), str(folder))
     _check_numbers(model, folder)
     eos = _eos_token_ids(model, tokenizer)
     codec = TextCodec(tokenizer, eos)

@@ -39,6 +39,7 @@ from ingot.training.adapters import (
 from ingot.training.callbacks import MetricsCallback, StopOnNonFinite, StopOnSignal, Throughput
 from ingot.training.checkpoints import newest_checkpoint
 from ingot.training.heldout import packing_leak
+from ingot.vocabulary import check_pair
 from modeling import IngotForCausalLM
 
 logger = get_logger(__name__)
@@ -60,18 +61,11 @@ class Start(NamedTuple):
 def open_start(path: Path) -> Start:
     """Reads config and tokenizer of the model to start from, and checks that they belong together.
 
-    Raises: InputError when there is no tokenizer, or it has ids that the model has no embedding row for.
+    Raises: InputError when there is no tokenizer, or they do not.
     """
     folder, tokenizer = model_folder(path), load_tokenizer(path)
     config = AutoConfig.from_pretrained(folder)
-    largest, rows = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
-    if largest >= rows:
-        raise InputError(
-            f"run.from: {folder}: the tokenizer has ids up to {largest} and the model {rows} embedding rows "
-            f"(ids up to {rows - 1}); use the tokenizer that the model was trained with"
-        )
-    if tokenizer.pad_token_id is None:
-        raise InputError(f"run.from: {folder}: the tokenizer has no pad_token; name one in tokenizer_config.json")
+    check_pair(tokenizer, config.get_text_config().vocab_size, f"run.from: {folder}", needs=("eos", "pad"))
     return Start(folder, config, tokenizer)
 
 

@@ -1,7 +1,7 @@
 """What pretraining does, in reading order: batch sizes, model, data, trainer, result."""
 
 import math
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -13,17 +13,14 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from transformers.trainer_callback import PrinterCallback
 
 from ingot.data.assembly import collate
-from ingot.data.packing import EvaluationBlocks, TokenBlocks
-from ingot.data.shards import TokenShards
 from ingot.loading import load_tokenizer
 from ingot.planning.architecture import architecture_of_config
 from ingot.planning.flops import training_flops_per_token
 from ingot.planning.held import hold, table
 from ingot.plots import plot_loss
 from ingot.recipe import InputError
-from ingot.runs import RunFolder, get_logger, is_main_process, num_processes, sha256_file, write_text
+from ingot.runs import RunFolder, get_logger, is_main_process, num_processes, write_text
 from ingot.tokenization.build import copy_tokenizer
-from ingot.tokenization.inspect import check_rows
 from ingot.training.callbacks import (
     METRICS,
     MetricsCallback,
@@ -37,7 +34,9 @@ from ingot.training.checkpoints import newest_checkpoint
 from ingot.training.optim import MuonFactory
 from ingot.training.prediction import predict
 from ingot.training.pretrain import PretrainRecipe
+from ingot.training.pretrain_data import RunData, data_report, training_blocks
 from ingot.training.pretrain_trainer import PretrainTrainer
+from ingot.vocabulary import Shards, check_pair
 from modeling import IngotConfig, IngotForCausalLM
 
 logger = get_logger(__name__)
@@ -58,33 +57,27 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
     arguments, blocks = training_arguments(recipe, folder, training)
     predicted = predict(recipe, model_config(recipe), arguments, blocks * recipe.data.seq_length)
     tokenizer = load_tokenizer(recipe.model.tokenizer)
+    data = RunData(recipe.data, arguments.seed, blocks, arguments.max_steps)
     set_seed(arguments.seed)
-    model = build_model(recipe, tokenizer)
+    model = build_model(recipe, tokenizer, data.shards)
     check_prompts(recipe, tokenizer, model.config.max_position_embeddings)
-    train = TokenBlocks(recipe.data.shards, "train", recipe.data.seq_length, arguments.seed, blocks)
-    if train.blocks_per_epoch < 1:
-        raise InputError(
-            f"data.seq_length: {recipe.data.seq_length} is more than the {train.shards.num_tokens} training tokens"
-        )
-    heldout = EvaluationBlocks(recipe.data.shards, "validation", recipe.data.seq_length)
-    check_tokens(recipe, train.shards, tokenizer)
     trainer = PretrainTrainer(
         model=model,
         args=arguments,
-        train_dataset=cast(Dataset[Any], train),
-        eval_dataset=cast(Dataset[Any], heldout),
+        train_dataset=cast(Dataset[Any], data.train),
+        eval_dataset=cast(Dataset[Any], data.heldout),
         processing_class=tokenizer,
         data_collator=collate,
         optimizer_cls_and_kwargs=optimizer_for(recipe, arguments),
-        callbacks=callbacks(recipe, folder, arguments, model, tokenizer, train, heldout),
+        callbacks=callbacks(recipe, folder, arguments, model, tokenizer, data),
     )
     trainer.remove_callback(PrinterCallback)
-    describe(model, train, arguments, recipe)
+    describe(model, data, arguments)
     checkpoint = newest_checkpoint(folder)
     if checkpoint is not None:
         logger.info("continuing from %s", checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return conclude(trainer, run, tokenizer, heldout, predicted)
+    return conclude(trainer, run, tokenizer, data, predicted)
 
 
 def training_arguments(
@@ -98,12 +91,13 @@ def training_arguments(
     per_step = num_processes() * values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
     steps = values.get("max_steps") or 0
     if steps <= 0:
-        epoch = TokenBlocks(recipe.data.shards, "train", recipe.data.seq_length, 0).blocks_per_epoch
+        ((_, source),) = recipe.data.sources()
+        epoch = training_blocks(recipe.data, source.shards, 0).blocks_per_epoch
         steps = math.ceil(epoch * float(values["num_train_epochs"]) / per_step)
     fixed = {
         "output_dir": str(folder),
         "max_steps": steps,
-        "train_sampling_strategy": "sequential",  # TokenBlocks shuffles
+        "train_sampling_strategy": "sequential",  # the blocks come shuffled
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
@@ -150,26 +144,18 @@ def model_config(recipe: PretrainRecipe) -> IngotConfig:
         raise InputError(f"model: {error}") from error
 
 
-def build_model(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase) -> IngotForCausalLM:
-    """A model of random weights that fits the tokenizer.
+def build_model(
+    recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase, shards: Sequence[Shards] = ()
+) -> IngotForCausalLM:
+    """A model of random weights that fits the tokenizer and the tokens of the shards.
 
-    Raises: InputError for a tokenizer with more entries than the model has rows.
+    Raises: InputError when they do not go together.
     """
     config = model_config(recipe)
-    check_rows(config.vocab_size, tokenizer)
+    check_pair(tokenizer, config.vocab_size, "model.vocab_size", needs=("eos",), new=True, shards=shards)
     config.bos_token_id = None
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     return IngotForCausalLM(config)
-
-
-def check_tokens(recipe: PretrainRecipe, shards: TokenShards, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises: InputError when the shards were made with another tokenizer than the model gets."""
-    file = Path(tokenizer.name_or_path) / "tokenizer.json"
-    if file.is_file() and sha256_file(file) != shards.description["tokenizer_sha256"]:
-        raise InputError(
-            f"data.shards: {recipe.data.shards} holds tokens of another tokenizer than model.tokenizer "
-            f"({recipe.model.tokenizer}): name the one of its recipe.yaml, or run prepare_data with this one"
-        )
 
 
 def check_prompts(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
@@ -223,29 +209,24 @@ def callbacks(
     arguments: TrainingArguments,
     model: IngotForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    train: TokenBlocks,
-    heldout: EvaluationBlocks,
+    data: RunData,
 ) -> list[TrainerCallback]:
     """Metrics, the check for numbers that are not finite, samples, and the stop on a signal."""
-    seq_length = recipe.data.seq_length
-    tokens_per_step = (
-        seq_length * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * num_processes()
-    )
-    flops = training_flops_per_token(architecture_of_config(model.config), seq_length)
-    throughput = Throughput(tokens_per_step, flops)
-    to_bits = 1 / (math.log(2) * heldout.bytes_per_target)
+    architecture, schedule = architecture_of_config(model.config), data.schedule
+    flops = {length: training_flops_per_token(architecture, length) for length in schedule.lengths}
+    tokens_per_step = data.num_blocks * data.seq_length // arguments.max_steps
+    throughput = Throughput(tokens_per_step, lambda step: flops[schedule.length_at(step)])
+    to_bits = 1 / (math.log(2) * data.heldout.bytes_per_target)
     return [
-        MetricsCallback(folder, throughput, to_bits, len(train) * seq_length / train.shards.num_tokens),
+        MetricsCallback(folder, throughput, to_bits, data.epochs),
         StopOnNonFinite(),
         SamplesCallback(folder, tokenizer, recipe.run.sample_prompts, recipe.run.sample_tokens),
         StopOnSignal(),
     ]
 
 
-def describe(
-    model: IngotForCausalLM, train: TokenBlocks, arguments: TrainingArguments, recipe: PretrainRecipe
-) -> None:
-    """Says in two lines what is about to run and where."""
+def describe(model: IngotForCausalLM, data: RunData, arguments: TrainingArguments) -> None:
+    """Says in a few lines what is about to run, where and on what."""
     where = "CPU" if arguments.device.type == "cpu" else torch.cuda.get_device_name()
     precision = "bf16 autocast" if arguments.bf16 else "float32"
     logger.info(
@@ -253,22 +234,23 @@ def describe(
         f"{model.num_parameters():,}", num_processes(), where, precision, model.config._attn_implementation,
         model.config.loss_implementation,
     )  # fmt: skip
-    tokens = len(cast(Sized, train)) * recipe.data.seq_length
     logger.info(
-        "%s tokens in %d steps: %.2f epochs of %s tokens", f"{tokens:,}", arguments.max_steps,
-        tokens / train.shards.num_tokens, f"{train.shards.num_tokens:,}",
+        "%s tokens in %d steps: %.2f epochs of %s tokens", f"{data.num_blocks * data.seq_length:,}",
+        arguments.max_steps, data.epochs, f"{data.num_tokens:,}",
     )  # fmt: skip
+    data.describe()
 
 
 def conclude(
     trainer: PretrainTrainer,
     run: RunFolder,
     tokenizer: PreTrainedTokenizerBase,
-    heldout: EvaluationBlocks,
+    data: RunData,
     predicted: dict[str, Any],
 ) -> dict[str, Any]:
     """Evaluates, saves the model with its tokenizer, and writes the report with the loss curve and the plan."""
-    folder, loss = run.path, last_evaluation(trainer)
+    folder, evaluation = run.path, last_evaluation(trainer)
+    loss = float(evaluation["eval_loss"])
     model = cast(IngotForCausalLM, trainer.model)
     save_model(trainer, folder / "model", tokenizer)
     metrics = read_metrics(folder / METRICS)
@@ -276,11 +258,12 @@ def conclude(
     results: dict[str, Any] = {
         "parameters": model.num_parameters(),
         "steps": trainer.state.global_step,
-        "tokens": len(cast(Sized, trainer.train_dataset)) * heldout.seq_length,
+        "tokens": data.num_blocks * data.seq_length,
         "heldout_loss": loss,
-        "heldout_bits_per_byte": loss / math.log(2) / heldout.bytes_per_target,
+        "heldout_bits_per_byte": loss / math.log(2) / data.heldout.bytes_per_target,
         "tokens_per_second": median(rates) if rates else None,
     }
+    of_data = data.results(evaluation)
     held = hold(predicted, {**results, **measurements(metrics, run, loss)})
     if is_main_process():
         plot_loss(metrics, folder / "loss.png")
@@ -289,11 +272,12 @@ def conclude(
             "# Pretraining",
             f"| | |\n|---|---|\n{rows}",
             "![loss](loss.png)",
+            data_report(of_data),
             "## Plan and measurement",
             table(held),
         ]
         write_text(folder / "report.md", "\n\n".join([*parts, PLAN_NOTE]) + "\n")
-    return {**results, "plan": held}
+    return {**results, **of_data, "plan": held}
 
 
 def measurements(metrics: Sequence[Mapping[str, Any]], run: RunFolder, loss: float) -> dict[str, Any]:
@@ -309,13 +293,13 @@ def measurements(metrics: Sequence[Mapping[str, Any]], run: RunFolder, loss: flo
     }
 
 
-def last_evaluation(trainer: Trainer) -> float:
-    """The held-out loss of the finished model, in nats per token; evaluated now unless its step was."""
+def last_evaluation(trainer: Trainer) -> dict[str, float]:
+    """The held-out losses of the finished model, in nats per token; evaluated now unless its step was."""
     state = trainer.state
     best = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
     step = state.best_global_step if best else state.global_step
-    found = [log["eval_loss"] for log in state.log_history if "eval_loss" in log and log["step"] == step]
-    return float(found[-1] if found else trainer.evaluate()["eval_loss"])
+    found = [log for log in state.log_history if "eval_loss" in log and log["step"] == step]
+    return found[-1] if found else trainer.evaluate()
 
 
 def save_model(trainer: Trainer, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from ingot.export.hub import check_vocabulary, save_hub_folder, uses_remote_code
+from ingot.export.hub import save_hub_folder, uses_remote_code
 from ingot.loading import load_model, load_tokenizer
 from ingot.recipe import InputError
 
@@ -79,5 +79,6 @@ def test_a_tied_head_is_written_once_and_an_untied_one_in_full(tmp_path: Path, s
 
 def test_a_tokenizer_with_more_ids_than_rows_is_refused(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(save_hub(tmp_path, make_model()))
-    with pytest.raises(InputError, match="token id 319 and the model only 256 embedding rows"):
-        check_vocabulary(make_model(vocab_size=256), tokenizer)
+    with pytest.raises(InputError, match="run.from: the tokenizer has ids up to 319 and the model 256 embedding rows"):
+        save_hub_folder(make_model(vocab_size=256), tokenizer, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
