@@ -116,37 +116,35 @@ def _read_jsonl(unit: Unit) -> Iterator[Record]:
         try:
             row = loads(piece)  # type: ignore[arg-type]
         except orjson.JSONDecodeError:
+            if isinstance(piece, bytes) and not piece.strip():
+                continue
             row = odd(piece, limit)
         if type(row) is dict:
             for value in row.values():
                 if type(value) is float and abs(value) >= LARGE:
                     row = odd(piece, limit)
                     break
-        elif row is not None and type(row) is not BadRow:
-            row = BadRow("bad_json", f"expected a JSON object, got {type(row).__name__}")
-        if row is not None:
-            yield position, row
+        elif type(row) is not BadRow:
+            kind = "null" if row is None else type(row).__name__
+            row = BadRow("bad_json", f"expected a JSON object, got {kind}")
+        yield position, row
 
 
 def _odd_line(piece: Piece, limit: int) -> Any:
-    """A line that the fast parser refuses: its value (NaN and large whole numbers are fine), None if it is blank."""
+    """The value of a line that the fast parser refuses (NaN and large whole numbers are fine), or a BadRow."""
     if isinstance(piece, TooLong):
         return too_long("a line", piece, limit)
     try:
-        text = piece.decode()
+        row = json.loads(piece.decode())
+        json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         return not_utf8(error)
-    if not text.strip():
-        return None
-    try:
-        row = json.loads(text)
-        json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return BadRow("bad_encoding", "not valid Unicode: half a surrogate pair; write whole characters")
     except (ValueError, RecursionError) as error:
-        array = "; the file is one JSON array" if text.lstrip()[0] == "[" else ""
+        array = "; the file is one JSON array" if piece.lstrip()[:1] == b"[" else ""
         return BadRow("bad_json", f"not valid JSON: {error}{array}; every line must be one JSON object")
-    return BadRow("bad_json", "expected a JSON object, got null") if row is None else row
+    return row
 
 
 LINE_READERS: dict[str, Callable[[Unit], Iterator[Record]]] = {

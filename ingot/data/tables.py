@@ -1,5 +1,6 @@
 """Parquet and arrow files and datasets of the Hub to rows."""
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ BATCH_BYTES = 4 << 20  # decompressed, by the file's own account
 BATCH_ROWS = 1024
 BUFFER = 4 << 20  # bytes read at once from each column
 MOST_LOST = 1 << 24  # rows; a damaged file's own account beyond this is not believed
-END_OF_STREAM = b"\0\0\0\0"
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def read_parquet(unit: Unit, choose: Choose | None = None) -> Iterator[Record]:
@@ -124,11 +125,25 @@ def read_arrow(unit: Unit, choose: Choose | None = None) -> Iterator[Record]:
         try:
             for batch in _batches(raw):
                 columns = _chosen(batch.schema.names, choose)
-                for row in _rows(batch if columns is None else batch.select(columns)):
+                for row in _checked_rows(batch if columns is None else batch.select(columns)):
                     number += 1
                     yield number, row
         except (pyarrow.ArrowException, OSError) as error:
             raise _damaged(error, "arrow") from None
+
+
+def _checked_rows(batch: Any) -> Iterator[Row | BadRow]:
+    """The rows of a batch that was read as it lay on disk: wrong offsets in it would end the process."""
+    import pyarrow
+
+    if batch.num_rows > MOST_LOST:
+        raise DamagedFile("not a readable arrow file: a batch without end")
+    try:
+        batch.validate(full=True)
+    except pyarrow.ArrowException as error:
+        yield from (BadRow("bad_row", f"not readable: {_first_line(error)}") for _ in range(batch.num_rows))
+        return
+    yield from _rows(batch)
 
 
 def _batches(raw: Any) -> Iterator[Any]:
@@ -143,7 +158,7 @@ def _batches(raw: Any) -> Iterator[Any]:
     with pyarrow.ipc.open_stream(raw) as stream:
         for batch in stream:
             yield from (batch.slice(i, BATCH_ROWS) for i in range(0, batch.num_rows, BATCH_ROWS))
-    raw.seek(-len(END_OF_STREAM), 2)
+    raw.seek(-len(END_OF_STREAM), io.SEEK_END)
     if raw.read() != END_OF_STREAM:  # the library takes the end of the file for the end of the stream
         raise DamagedFile("not a readable arrow file: its end is missing")
 
