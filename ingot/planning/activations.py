@@ -62,9 +62,12 @@ def takes_adapter(matrix: Matrix) -> bool:
 def _inputs(architecture: Architecture, layer: Layer, setup: TrainingSetup, formats: Formats) -> int:
     """Inputs of the products, but for those that attention or the feed-forward keep anyway."""
     tokens, width = setup.tokens, architecture.hidden_size
-    if setup.adapter != "none":  # every adapter keeps a copy of its input, and the rank-wide product
+    if setup.adapter != "none":
+        # every adapter keeps a copy of its input, and the rank-wide product; that of the feed-forward's last matrix
+        # stands for the product of gate and activation, which is counted there
         adapted = [m for m in layer.matrices if takes_adapter(m)]
-        return formats.compute * tokens * sum(m.inputs + setup.rank for m in adapted)
+        copied = sum(m.inputs for m in adapted if m.part == "attention" or m.inputs == width)
+        return formats.compute * tokens * (copied + setup.rank * len(adapted))
     if architecture.model_type != "ingot" and formats.copies:  # autocast casts for each product anew
         return formats.compute * tokens * width * (5 if layer.gated else 4)
     attended = layer.num_heads * layer.v_head_dim
