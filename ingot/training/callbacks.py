@@ -5,6 +5,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,7 +39,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class Throughput:
     """Tokens per second and MFU between two log events, time for evaluation and saving left out."""
 
-    def __init__(self, tokens_per_step: int, flops_per_token: float | None) -> None:
+    def __init__(self, tokens_per_step: int, flops_per_token: float | Callable[[int], float] | None) -> None:
+        """`flops_per_token`: a number, or what it is in each step, counted from 0."""
         self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
         self.reset(0)
 
@@ -49,15 +51,23 @@ class Throughput:
     def measure(self, step: int) -> dict[str, float]:
         """`tokens_per_second` over all processes and, on a known GPU, `mfu`; empty when no step was made."""
         seconds = time.monotonic() - self.since
-        tokens = (step - self.step) * self.tokens_per_step
+        steps = range(self.step, step)
+        tokens = len(steps) * self.tokens_per_step
         self.reset(step)
         if tokens <= 0 or seconds <= 0:
             return {}
         rate = tokens / seconds
         used = None
         if self.flops_per_token is not None and torch.cuda.is_available():
-            used = mfu(rate / num_processes(), self.flops_per_token, torch.cuda.get_device_name())
+            used = mfu(rate / num_processes(), self._flops(steps), torch.cuda.get_device_name())
         return {"tokens_per_second": round(rate, 1)} | ({} if used is None else {"mfu": round(used, 4)})
+
+    def _flops(self, steps: range) -> float:
+        """FLOPs of one token in the mean of these steps."""
+        assert self.flops_per_token is not None
+        if callable(self.flops_per_token):
+            return sum(map(self.flops_per_token, steps)) / len(steps)
+        return self.flops_per_token
 
 
 class MetricsCallback(TrainerCallback):

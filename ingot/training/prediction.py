@@ -72,7 +72,8 @@ def predict(recipe: Any, config: Any, arguments: TrainingArguments, tokens: int)
     gpu = gpu_of_device(torch.cuda.get_device_name(arguments.device)) if memory is not None else None
     strategy = strategy_of_run(arguments)
     machine = Machine(gpu, num_processes(), strategy, section.usd_per_gpu_hour)
-    flops = training_flops_per_token(architecture, recipe.data.seq_length)
+    lengths = recipe.data.length_shares()
+    flops = sum(share * training_flops_per_token(architecture, length) for length, share in lengths)
     figures = run_figures(architecture, flops, machine, tokens, section.mfu, section.tokens_per_second_per_gpu)
     loss = losses(architecture, tokens, [section.law])
     if doubts(architecture, None, loss):

@@ -3,6 +3,7 @@
 Light to import: what trains is in `pretrain_loop`.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -40,11 +41,81 @@ UNUSED = {
 }
 
 
+class MixtureSource(Section):
+    """One of the sources of a mixture."""
+
+    shards: Annotated[FilePath, StageFolder("prepare_data")] = Field(description="output folder of prepare_data")
+    weight: float = Field(gt=0, description="share of the blocks, in proportion to the other weights")
+    name: str | None = Field(None, description="what metrics and report call it; unset: the folder's name")
+
+    @property
+    def label(self) -> str:
+        """What metrics and report call it."""
+        return self.name or self.shards.name
+
+
+class LengthPhase(Section):
+    """A part of the run with shorter sequences."""
+
+    seq_length: int = Field(gt=1, description="tokens in a sequence; divides data.seq_length")
+    share: float = Field(gt=0, lt=1, description="share of the steps")
+
+
 class PretrainData(Section):
     """The token shards and how they are cut."""
 
-    shards: Annotated[FilePath, StageFolder("prepare_data")] = Field(description="output folder of prepare_data")
+    shards: Annotated[FilePath, StageFolder("prepare_data")] | None = Field(
+        None, description="output folder of prepare_data; or give mixture"
+    )
+    mixture: list[MixtureSource] = Field([], description="several folders with weights, in place of shards")
     seq_length: int = Field(gt=1, description="tokens in a block")
+    seq_length_schedule: list[LengthPhase] = Field(
+        [], description="shorter sequences at the start of the run, in order; every step has as many tokens"
+    )
+    packing: Literal["concatenate", "best_fit"] = Field(
+        "concatenate",
+        description="concatenate: documents are joined and cut; best_fit: only documents longer than a block are cut, "
+        "and blocks are filled up with padding",
+    )
+
+    def sources(self) -> list[tuple[str, MixtureSource]]:
+        """Every source with its key in the recipe; shards alone are a mixture of one."""
+        if self.shards is not None:
+            return [("data.shards", MixtureSource(shards=self.shards, weight=1.0, name=None))]
+        return [(f"data.mixture.{i}.shards", source) for i, source in enumerate(self.mixture)]
+
+    def length_shares(self) -> list[tuple[int, float]]:
+        """(sequence length, share of the steps), in the order of the run; the shares add up to one."""
+        shorter = [(phase.seq_length, phase.share) for phase in self.seq_length_schedule]
+        return [*shorter, (self.seq_length, 1 - sum(share for _, share in shorter))]
+
+    def problems(self) -> Iterator[str]:
+        """What is contradictory."""
+        if self.shards is None and not self.mixture:
+            yield "data.shards: missing; name an output folder of prepare_data, or several in data.mixture"
+        if self.shards is not None and self.mixture:
+            yield "data.mixture: also data.shards is set; keep one of them"
+        yield from self._problems_of_mixture()
+        for i, phase in enumerate(self.seq_length_schedule):
+            if phase.seq_length >= self.seq_length or self.seq_length % phase.seq_length:
+                key, whole = f"data.seq_length_schedule.{i}.seq_length", self.seq_length
+                yield f"{key}: {phase.seq_length} is no part of data.seq_length: {whole}; give {whole // 2} or so"
+        if sum(phase.share for phase in self.seq_length_schedule) >= 1:
+            yield "data.seq_length_schedule: its shares leave nothing to data.seq_length; keep their sum below 1"
+
+    def _problems_of_mixture(self) -> Iterator[str]:
+        total = sum(source.weight for source in self.mixture)
+        labels, folders = [s.label for s in self.mixture], [s.shards for s in self.mixture]
+        for i, source in enumerate(self.mixture):
+            key = f"data.mixture.{i}"
+            if source.weight < total / 1000:
+                yield f"{key}.weight: {source.weight} of {total:g} is less than one block in a thousand; leave it out"
+            if source.shards in folders[:i]:
+                yield f"{key}.shards: {source.shards} is in the mixture twice; give it once, with both weights added"
+            elif source.label in labels[:i]:
+                yield f"{key}.name: '{source.label}' is also the name of another source; give each a name of its own"
+            elif not re.fullmatch(r"[\w.-]+", source.label):
+                yield f"{key}.name: '{source.label}' names a metric; use letters, digits, '-', '_' and '.' alone"
 
 
 class PretrainTraining(UpstreamSection, upstream="transformers.TrainingArguments"):
@@ -81,6 +152,9 @@ class PretrainRecipe(Recipe, stage="pretrain"):
         training = self.training.upstream_values()
         if (training.get("max_steps") or 0) <= 0 and "num_train_epochs" not in training:
             yield "training.max_steps: missing; give max_steps or num_train_epochs"
+        elif (training.get("max_steps") or 0) <= 0 and self.data.mixture:
+            yield "training.max_steps: missing; the sources of a mixture do not end together, so epochs do not do"
+        yield from self.data.problems()
         positions = self.model.upstream_values().get("max_position_embeddings")
         if positions is not None and positions < self.data.seq_length:
             yield f"data.seq_length: {self.data.seq_length} is longer than model.max_position_embeddings: {positions}"

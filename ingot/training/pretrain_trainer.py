@@ -10,26 +10,31 @@ from ingot.data.assembly import IGNORED, collate
 from ingot.data.packing import EvaluationBlocks
 from ingot.runs import num_processes
 from ingot.training.checkpoints import SafeCheckpoints
+from ingot.training.pretrain_data import HeldOut
 
 
 class PretrainTrainer(SafeCheckpoints, Trainer):
-    """Trainer whose `eval_dataset` is EvaluationBlocks."""
+    """Trainer whose `eval_dataset` is HeldOut."""
 
-    eval_dataset: EvaluationBlocks  # type: ignore[assignment]
+    eval_dataset: HeldOut  # type: ignore[assignment]
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """The mean loss over all held-out labels, in nats per token; upstream's would average batches instead."""
+        """The mean loss over all held-out labels, in nats per token; upstream's would average batches instead.
+
+        Of a mixture, the losses of its sources and their mean by weight.
+        """
         began = time.monotonic()
-        metrics = {f"{metric_key_prefix}_loss": self._heldout_loss()}
+        losses = [self._heldout_loss(source.heldout) for source in self.eval_dataset.sources]
+        metrics = self.eval_dataset.metrics(losses, metric_key_prefix)
         metrics[f"{metric_key_prefix}_seconds"] = round(time.monotonic() - began, 2)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     @torch.no_grad()
-    def _heldout_loss(self) -> float:
+    def _heldout_loss(self, blocks: EvaluationBlocks) -> float:
         """Each process takes every n-th batch; the sums are added. Logits are never held."""
-        blocks, size, rank = self.eval_dataset, self.args.per_device_eval_batch_size, self.args.process_index
+        size, rank = self.args.per_device_eval_batch_size, self.args.process_index
         model = self.model_wrapped
         model.eval()
         total = torch.zeros((), dtype=torch.float64)

@@ -237,7 +237,9 @@ BEST = {"training__load_best_model_at_end": True, "training__eval_steps": 4, "tr
 def test_the_best_model_is_kept_with_its_own_loss(
     best: int, pretrain: Pretrain, monkeypatch: pytest.MonkeyPatch, weights: Weights
 ) -> None:
-    monkeypatch.setattr(PretrainTrainer, "_heldout_loss", lambda self: 1.0 + abs(self.state.global_step - best))
+    monkeypatch.setattr(
+        PretrainTrainer, "_heldout_loss", lambda self, blocks: 1.0 + abs(self.state.global_step - best)
+    )
     folder, results = pretrain(**BEST)
     assert results["heldout_loss"] == 1.0
     assert_equal(weights(folder), weights_of_checkpoint(folder / f"checkpoint-{best}"))
