@@ -58,6 +58,7 @@ class _CsvReader:
         csv.field_size_limit(1 << 30)  # memory is bounded by max_line_bytes
         self.delimiter = "\t" if ".tsv" in suffixes_of(unit.place) else ","
         self.one_line = unit.source.one_line_rows
+        self.width: int | None = None  # fields of the header
         self.lines = _Lines(numbered_pieces(unit), unit.source.max_line_bytes)
         self.reader = csv.reader(self.lines, delimiter=self.delimiter, strict=True)
 
@@ -76,6 +77,8 @@ class _CsvReader:
                 fields = BadRow("bad_csv", f"not valid CSV: {error}")
             except _BadLine as error:
                 fields = error.row
+        if self.width is not None and not isinstance(fields, BadRow) and len(fields) != self.width:
+            fields = BadRow("bad_csv", f"{len(fields)} fields, not the {self.width} fields of the header")
         if isinstance(fields, BadRow):
             self.lines.give_back()
             self.reader = csv.reader(self.lines, delimiter=self.delimiter, strict=True)
@@ -89,14 +92,10 @@ def read_csv(unit: Unit) -> Iterator[Record]:
     """
     reader = _CsvReader(unit)
     header = _header(reader if unit.start == 0 else _CsvReader(replace(unit, start=0, stop=None)))
+    reader.width = len(header)
     while header and (found := reader.row()) is not None:
         position, fields = found
-        if isinstance(fields, BadRow):
-            yield position, fields
-        elif len(fields) != len(header):
-            yield position, BadRow("bad_csv", f"{len(fields)} fields, not the {len(header)} fields of the header")
-        else:
-            yield position, dict(zip(header, fields, strict=True))
+        yield position, fields if isinstance(fields, BadRow) else dict(zip(header, fields, strict=True))
 
 
 def _header(reader: _CsvReader) -> list[str]:
