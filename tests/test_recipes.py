@@ -1,5 +1,6 @@
 """Every recipe loads, the chains point at their own stages, every size has its numbers, and the small ones run."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -14,6 +15,11 @@ import torch
 from ingot.chain import CHAIN, run_command
 from ingot.cli import load_stage, stage_of
 from ingot.loading import load_tokenizer
+from ingot.planning.architecture import architecture_of_config
+from ingot.planning.flops import training_flops_per_token
+from ingot.planning.hardware import find_gpu
+from ingot.planning.machine import Machine
+from ingot.planning.memory import estimate_memory, setup_of_recipe
 from ingot.recipe import InputError, stage_inputs
 from ingot.recipe_yaml import read_yaml
 from ingot.runs import read_json
@@ -58,6 +64,14 @@ SIZES = {
     "7b": Size(8_224_256_000, 32, 4096, 32, 8, 14_336, 151_936, False, 4096, 20),
     "moe-small": Size(270_700_800, 12, 768, 12, 4, None, 32_768, True, 1024, 25, active=100_831_488),
 }
+# GPU, how many, strategy, and the time that the table gives
+HARDWARE: dict[str, tuple[str, int, Any, str]] = {
+    "tiny": ("rtx4070ti", 1, "single", "1 hour"), "125m": ("h100", 1, "single", "1.3 hours"),
+    "360m": ("h100", 1, "single", "18 hours"), "730m-12gb": ("rtx4070ti", 1, "single", "24 days"),
+    "1b36": ("h100", 8, "zero1", "22 hours"), "1b5-24gb": ("rtx4090", 1, "single", "52 days"),
+    "1b8": ("h100", 8, "zero1", "3.8 days"), "7b": ("h100", 64, "zero3", "4.0 days"),
+    "moe-small": ("h100", 1, "single", "1.3 hours"),
+}  # fmt: skip
 # what makes a model small and a run short, whatever its size; float32 and AdamW run on every machine
 SHORT = {
     "model.vocab_size": 384, "model.hidden_size": 32, "model.num_hidden_layers": 2, "model.num_attention_heads": 2,
@@ -97,15 +111,21 @@ def is_fetched(folder: Path, text: str) -> bool:
     return bool(re.search(rf"^#.* --local-dir {re.escape(str(folder))}(\s|$)", text, re.MULTILINE))
 
 
+def tokenizer_commands(size: str) -> list[str]:
+    """The commands in the comments of a size's pretraining recipe that set its tokenizer up."""
+    text = (ROOT / "recipes" / size / "pretrain.yaml").read_text().replace("\\\n#", "")
+    return [line.removeprefix("#").strip() for line in text.split("\n") if re.match("#   (hf|python) ", line)]
+
+
 @pytest.mark.shared
-@pytest.mark.parametrize("size", [name for name, size in SIZES.items() if size.vocabulary == 151_936])
-def test_qwen3s_tokenizer_set_up_as_the_recipe_says_learns_from_several_turns(size: str, tmp_path: Path) -> None:
+def test_qwen3s_tokenizer_set_up_as_the_recipes_say_learns_from_several_turns(tmp_path: Path) -> None:
     source = ROOT.parent / "shared/data/tokenizers/qwen3"
     if not source.is_dir():
         pytest.skip("the development tokenizers are not beside the project")
     shutil.copytree(source, tmp_path / "tokenizers/qwen3")
-    text = (ROOT / "recipes" / size / "pretrain.yaml").read_text().replace("\\\n#", "")
-    command = next(line.removeprefix("#").strip() for line in text.split("\n") if "chat_template.jinja" in line)
+    found = {tuple(tokenizer_commands(name)) for name, size in SIZES.items() if size.vocabulary == 151_936}
+    ((download, command),) = found
+    assert download.endswith("--local-dir tokenizers/qwen3")
     subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True, cwd=tmp_path)
     turns = [("user", "Hello"), ("assistant", "Hi."), ("user", "What is two and two?"), ("assistant", "Four.")]
     encoder = ConversationEncoder(load_tokenizer(tmp_path / "tokenizers/qwen3"), 64, None)
@@ -188,6 +208,34 @@ def test_a_size_reads_as_many_tokens_as_its_recipe_says(size: str) -> None:
     assert f"{wanted.tokens_per_parameter} tokens" in " ".join(path.read_text().split("model:")[0].split())
     assert f"{tokens / recipe.training.max_steps:,.0f} tokens" in path.read_text()
     assert recipe.run.global_batch_size % recipe.training.per_device_train_batch_size == 0
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_size_fits_its_card(size: str, stage: str) -> None:
+    recipe = load_stage(ROOT / "recipes" / size / f"{stage}.yaml")
+    name, num_gpus, strategy, _ = HARDWARE[size]
+    if strategy == "zero3" and stage != "pretrain":  # these two take whole weights
+        num_gpus, strategy = 1, "single"
+    machine = Machine(find_gpu(name), num_gpus, strategy)
+    setup = setup_of_recipe(recipe, strategy, num_gpus)
+    total = find_gpu(name).memory_bytes
+    peak = estimate_memory(architecture_of_config(pretrain_config(size)), setup, total).peak_bytes
+    assert machine.memory is not None
+    assert peak <= min(machine.memory, {"730m-12gb": 11.5e9, "1b5-24gb": 23e9}.get(size, math.inf))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_size_takes_the_time_of_the_table(size: str) -> None:
+    recipe: Any = load_stage(ROOT / "recipes" / size / "pretrain.yaml")
+    name, num_gpus, _, time = HARDWARE[size]
+    tokens = recipe.training.max_steps * recipe.run.global_batch_size * recipe.data.seq_length
+    flops = training_flops_per_token(architecture_of_config(pretrain_config(size)), recipe.data.seq_length)
+    hours = tokens * flops / (0.4 * (find_gpu(name).bf16_flops or math.nan) * num_gpus) / 3600
+    number, unit = time.split()
+    assert hours == pytest.approx(float(number) * (24 if unit == "days" else 1), rel=0.04)
+    row = next(r for r in (ROOT / "recipes/README.md").read_text().split("\n") if r.startswith(f"| {size} "))
+    assert row.endswith(f"| {time} |")
 
 
 @pytest.mark.parametrize("size", ["tiny", "125m", "moe-small", "730m-12gb"])

@@ -13,7 +13,7 @@ from ingot.planning.arguments import parse
 from ingot.planning.flops import training_flops_per_token
 from ingot.planning.hardware import find_gpu
 from ingot.planning.machine import machine_of
-from ingot.planning.memory import TrainingSetup, estimate_memory
+from ingot.planning.memory import estimate_memory, setup_of_recipe
 from ingot.planning.write import write_recipes
 from ingot.planning.write_choice import deepseek_fit
 from ingot.planning.write_yaml import quoted
@@ -44,14 +44,7 @@ def pretrain_of(folder: Path) -> tuple[Any, Architecture]:
 def peak_of(folder: Path, gpu: str, strategy: Any = "single", num_gpus: int = 1) -> int:
     """The estimated peak of the written recipe, from what its file says alone."""
     recipe, architecture = pretrain_of(folder)
-    training = recipe.training.upstream_values()
-    micro = training["per_device_train_batch_size"]
-    setup = TrainingSetup(
-        micro_batch=micro, seq_length=recipe.data.seq_length, strategy=strategy, num_gpus=num_gpus,
-        optimizer=training.get("optim", "adamw_torch_fused"), eval_micro_batch=training["per_device_eval_batch_size"],
-        gradient_checkpointing=training.get("gradient_checkpointing", False),
-        gradient_accumulation_steps=recipe.run.global_batch_size // micro // num_gpus,
-    )  # fmt: skip
+    setup = setup_of_recipe(recipe, strategy, num_gpus)
     return estimate_memory(architecture, setup, find_gpu(gpu).memory_bytes).peak_bytes
 
 
