@@ -173,6 +173,22 @@ def test_inputs_from_outside_and_parts_of_stages_and_dotted_names(tmp_path: Path
     assert recipe.data.documents == Path("runs/a/prepare_data")  # no recipe of the folder makes it
 
 
+def test_the_sources_of_a_mixture_move_with_their_stages(tmp_path: Path) -> None:
+    prepare = (QUICKSTART / "prepare_data.yaml").read_text()
+    pretrain = (QUICKSTART / "pretrain.yaml").read_text()
+    mixture = "mixture: [{shards: runs/a/books, weight: 0.7}, {shards: elsewhere/web, weight: 0.3}]"
+    pretrain = pretrain.replace("shards: runs/quickstart/prepare_data", mixture)
+    books = prepare.replace("dir: runs/quickstart/prepare_data", "dir: runs/a/books")
+    folder = write_recipes(tmp_path / "recipes", pretrain=pretrain, prepare_data_books=books)
+    names = ("prepare_data_books", "pretrain")
+    link = plan_chain(Request(folder, run_dir=tmp_path / "X", stages=names))[1]
+    recipe: Any = link.recipe
+    assert [(s.shards, s.weight) for s in recipe.data.mixture] == [
+        (tmp_path / "X/prepare_data_books", 0.7), (Path("elsewhere/web"), 0.3),
+    ]  # fmt: skip
+    assert '--data.mixture.1.shards="elsewhere/web"' not in link.arguments
+
+
 def test_where_a_named_input_lies_is_no_part_of_the_identity(tmp_path: Path) -> None:
     evaluate = (
         "model:\n  candidates:\n    v1.2: {0}/pretrain\ndata: {{documents: {0}/data}}\nrun: {{dir: {0}/evaluate}}\n"
