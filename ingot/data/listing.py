@@ -22,10 +22,11 @@ UNIT_BYTES = 256 << 20  # a file of at least twice as many bytes is cut into par
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file by its path or URL, with its bytes where they are known."""
+    """A file by its path or URL, with its bytes where they are known; `stamp` changes when a remote one does."""
 
     path: str
     size: int | None
+    stamp: str | None = None
 
 
 def find_files(path: str, dataset_split: str, format: Format | None, key: str) -> list[FoundFile]:
@@ -34,7 +35,7 @@ def find_files(path: str, dataset_split: str, format: Format | None, key: str) -
     Raises: InputError, beginning with `key`, when there is none or a folder needs a word more.
     """
     if is_remote(path):
-        found = [FoundFile(name, size) for name, size in list_remote(path)]
+        found = [FoundFile(entry.path, entry.size, entry.stamp) for entry in list_remote(path)]
         if len(found) > 1 and "*" not in path:
             found = _of_one_format(found, path, format, key)
         looked = ""

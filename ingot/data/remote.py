@@ -6,11 +6,15 @@ Nothing is copied to disk: a file is read by ranges, and a range that fails is a
 import io
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
 from ingot.recipe import InputError
 
 T = TypeVar("T")
+
+# what servers say of a file that changes with it, in the words of their file systems
+STAMPS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "updated", "mtime")
 
 BLOCK = 8 << 20  # bytes asked for at once
 WAITS = (0.5, 1.0, 2.0)  # seconds before each further attempt
@@ -48,16 +52,26 @@ def file_system(path: str) -> tuple[Any, str]:
     return found, str(inner)
 
 
-def list_remote(pattern: str) -> list[tuple[str, int | None]]:
-    """The files that a URL, a glob or a folder names, sorted, each with its bytes (None where the server keeps quiet).
+@dataclass(frozen=True, order=True)
+class RemoteEntry:
+    """A remote file: its bytes (None where the server keeps quiet) and what changes when its content does."""
+
+    path: str
+    size: int | None
+    stamp: str
+
+
+def list_remote(pattern: str) -> list[RemoteEntry]:
+    """The files that a URL, a glob or a folder names, sorted by name.
 
     Raises: InputError when the server cannot be asked; no match is an empty list.
     """
     found, inner = file_system(pattern)
+    found.invalidate_cache()  # what it remembers may be gone
     return sorted(_attempts(pattern, lambda: _list(found, inner)))
 
 
-def _list(found: Any, inner: str) -> list[tuple[str, int | None]]:
+def _list(found: Any, inner: str) -> list[RemoteEntry]:
     from fsspec.core import has_magic
 
     if has_magic(inner):
@@ -67,7 +81,12 @@ def _list(found: Any, inner: str) -> list[tuple[str, int | None]]:
     else:
         entries = {inner: found.info(inner)} if found.exists(inner) else {}
     files = [(name, info) for name, info in entries.items() if info.get("type") != "directory"]
-    return [(found.unstrip_protocol(name), info.get("size")) for name, info in files]
+    return [RemoteEntry(found.unstrip_protocol(name), info.get("size"), _stamp(info)) for name, info in files]
+
+
+def _stamp(info: dict[str, Any]) -> str:
+    known = [f"{key}={info[key]}" for key in STAMPS if info.get(key) is not None]
+    return "; ".join([f"size={info.get('size')}", *known])
 
 
 def open_remote(path: str) -> BinaryIO:

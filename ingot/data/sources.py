@@ -216,6 +216,16 @@ def source_files(source: Source, key: str) -> list[Path]:
     return [Path(file.path) for file in _files(source, key)]
 
 
+def remote_stamps(source: Source, key: str) -> dict[str, str]:
+    """What is known of a source's remote files without reading them, by URL: size, and hash or time of the content.
+
+    Raises: InputError when nothing is there or the server cannot be asked.
+    """
+    if source.path is None or not is_remote(source.path):
+        return {}
+    return {file.path: str(file.stamp) for file in _files(source, key)}
+
+
 def _files(source: Source, key: str) -> list[FoundFile]:
     assert source.path is not None
     return find_files(source.path, source.dataset_split, source.format, key)

@@ -18,7 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from ingot.data import blocks, listing, remote
 from ingot.data.documents import read_documents
-from ingot.data.sources import Source, list_units, source_files
+from ingot.data.sources import Source, list_units, remote_stamps, source_files
 from ingot.recipe import InputError
 
 from .helpers import make_rows
@@ -114,6 +114,16 @@ def test_s3_files_that_vanish_or_are_cut_short(bucket: Any) -> None:
     bucket.rm("corpus/a.jsonl.zst")
     with pytest.raises(InputError, match=r"s3://corpus/a\.jsonl\.zst: no such file; it never was there or has"):
         list(read_documents(unit))
+
+
+def test_s3_files_that_change_have_another_stamp(bucket: Any) -> None:
+    source, found = Source(path="s3://corpus/*.jsonl"), []
+    for content in (b"one", b"one", b"two"):
+        bucket.pipe_file("corpus/a.jsonl", content)
+        (stamp,) = remote_stamps(source, "data.sources.0").values()
+        found.append(stamp.partition("; LastModified")[0])
+    assert found[0] == found[1] != found[2]
+    assert remote_stamps(Source(path="a.jsonl"), "data.sources.0") == {}
 
 
 def test_a_server_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, bucket: Any) -> None:
