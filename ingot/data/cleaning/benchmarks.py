@@ -20,7 +20,7 @@ def benchmark_files(benchmark: Benchmark, key: str) -> list[Path]:
 
     path = Path(benchmark.path)
     if path.suffix not in (".yaml", ".yml"):
-        return source_files(Source(path=benchmark.path), key)
+        return source_files(Source(path=benchmark.path, where={}), key)
     named = _files_of_task(path, key)
     for file in named:
         if not file.is_file():
@@ -58,7 +58,7 @@ def benchmark_rows(benchmark: Benchmark, path: Path) -> Iterator[list[str]]:
     from ingot.data.readers import read_rows
     from ingot.data.sources import Source, list_units
 
-    for unit in list_units([Source(path=str(path))]):
+    for unit in list_units([Source(path=str(path), where={})]):
         for place, row in read_rows(unit):
             for name in benchmark.columns:
                 if name not in row:

@@ -1,7 +1,7 @@
 """Near-duplicates by MinHash: one pass notes a few keys of every document, then equal keys are looked for.
 
-The method is Broder's (1997) with banding, and its numbers mean what they mean in datatrove. The hashes are our own, so
-that numpy can take a whole document at once; datatrove's step hashes every run of words with SHA-1 in Python.
+The method is Broder's (1997) with banding, and its numbers mean what they mean in datatrove. The hashes are our own,
+so that numpy can take a whole document at once; datatrove's step hashes every run of words with SHA-1 in Python.
 """
 
 import os
@@ -83,14 +83,14 @@ class SignatureWriter:
         self.file.close()
         size = self.part.stat().st_size // self.row.itemsize
         rows = np.memmap(self.part, self.row, "r", shape=(size,)) if size else np.empty(0, self.row)
+        shape = (self.signer.section.num_buckets, size)
         documents, keys = files_of(self.folder, self.rank)
-        with _NpyFile(documents, np.dtype("<u4"), (self.row["keys"].shape[0], size)) as document_file:
-            with _NpyFile(keys, np.dtype("<u8"), (self.row["keys"].shape[0], size)) as key_file:
-                for bucket in range(self.row["keys"].shape[0]):
-                    column = np.ascontiguousarray(rows["keys"][:, bucket])
-                    order = np.argsort(column, kind="stable")
-                    document_file.add(rows["document"][order])
-                    key_file.add(column[order])
+        with _NpyFile(documents, "<u4", shape) as document_file, _NpyFile(keys, "<u8", shape) as key_file:
+            for bucket in range(shape[0]):
+                column = np.ascontiguousarray(rows["keys"][:, bucket])
+                order = np.argsort(column, kind="stable")
+                document_file.add(rows["document"][order])
+                key_file.add(column[order])
         del rows
         self.part.unlink()
 
@@ -98,13 +98,13 @@ class SignatureWriter:
 class _NpyFile:
     """A .npy file that is written row by row and takes its name when it is whole."""
 
-    def __init__(self, path: Path, dtype: np.dtype, shape: tuple[int, int]) -> None:
+    def __init__(self, path: Path, dtype: str, shape: tuple[int, int]) -> None:
         self.path, self.dtype, self.shape = path, dtype, shape
         self.part = path.with_suffix(".tmp")
 
     def __enter__(self) -> "_NpyFile":
         self.file = open(self.part, "wb")  # noqa: SIM115 - closed in __exit__
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
+        header = {"descr": self.dtype, "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(self.file, header)
         return self
 

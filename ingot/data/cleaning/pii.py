@@ -26,7 +26,7 @@ class Masker:
         found = PIIFormatter()
         self.section = section
         self.email, self.ip = found.emails_replacer.regex, found.ip_replacer.regex
-        self.public: Check = found.ip_replacer.validator
+        self.public = found.ip_replacer.validator
 
     def mask(self, text: str) -> tuple[str, Counter[str]]:
         """The masked text and how many of each kind were masked."""

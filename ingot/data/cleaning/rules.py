@@ -12,7 +12,6 @@ from datatrove.pipeline.filters import (
     GopherRepetitionFilter,
 )
 from datatrove.pipeline.filters.base_filter import BaseFilter
-from datatrove.utils.word_tokenizers import WordTokenizer
 
 from ingot.data.cleaning.section import C4, Filters, Section
 
@@ -112,7 +111,7 @@ def in_words(rule: str, reason: str) -> str:
 class C4Rule(Rule):
     """C4's rules, which also remove lines."""
 
-    def __init__(self, section: C4, language: WordTokenizer) -> None:
+    def __init__(self, section: C4, language: Any) -> None:
         super().__init__("c4", _CountingC4(**section.model_dump(), language=language))
         self.blank_lines = "c4: lines that end no sentence" if section.filter_no_terminal_punct else "c4: short lines"
 
@@ -138,7 +137,7 @@ class _CountingC4(C4QualityFilter):
                 self.lines[C4_LINES[label]] += value
 
 
-def rules_before(filters: Filters, language: WordTokenizer) -> list[Rule]:
+def rules_before(filters: Filters, language: Any) -> list[Rule]:
     """Rules on the text as it comes, in the order of the FineWeb corpus."""
     rules = []
     if filters.gopher_repetition is not None:
@@ -148,7 +147,7 @@ def rules_before(filters: Filters, language: WordTokenizer) -> list[Rule]:
     return rules
 
 
-def rules_after(filters: Filters, language: WordTokenizer) -> list[Rule]:
+def rules_after(filters: Filters, language: Any) -> list[Rule]:
     """Rules on what C4's rules left."""
     if filters.fineweb is None:
         return []
@@ -157,7 +156,7 @@ def rules_after(filters: Filters, language: WordTokenizer) -> list[Rule]:
     return [Rule("fineweb", FineWebQualityFilter(**{**given, "stop_chars": stop_chars}))]
 
 
-def _given(section: Section, language: WordTokenizer) -> dict[str, Any]:
+def _given(section: Section, language: Any) -> dict[str, Any]:
     return {**section.model_dump(), "language": language}
 
 

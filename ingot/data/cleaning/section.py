@@ -182,7 +182,7 @@ class Decontaminate(Section):
     min_words: int | None = Field(
         default=None,
         ge=5,
-        description="texts with fewer words than ngram, but with so many, are looked for as a whole; unset: they are not",
+        description="shorter texts with so many words are looked for as a whole; unset: they are not looked for",
     )
     action: Literal["document", "span"] = Field(
         default="document", description="drop the document, or cut the run out of it"

@@ -11,7 +11,9 @@ from ingot.recipe import InputError, nearest
 _NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(
     rf"[{_NO_SPACES}]"
-    rf"|[^\W{_NO_SPACES}]+(?:[-'’.,][^\W{_NO_SPACES}]+)*"  # don't, well-known, 3.14, U.S
+    r"|https?://\S+"
+    rf"|[^\W{_NO_SPACES}]+(?:(?:[.,]|[-:/](?=\d))[^\W{_NO_SPACES}]+)*"  # house, 3.14, U.S, 10:43
+    r"|(?<=\w)['’]\w+"  # don't is don and 't
     r"|\.{2,}|[^\w\s]"  # an ellipsis, or a sign
 )
 _ENDS = "".join(map(re.escape, sorted(TERMINAL_PUNCTUATION)))
