@@ -6,6 +6,7 @@ such rows say "simulated".
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -25,6 +26,7 @@ from ingot.planning.architecture import architecture_of_config
 from ingot.planning.memory_estimate import WORKSPACES, MemoryEstimate, estimate_memory
 from ingot.recipe_yaml import InputError
 from ingot.runs import get_logger, write_json
+from ingot.training.quiet import keep_quiet
 
 logger = get_logger(__name__)
 
@@ -44,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--cases: none of the {len(CASES)} cases has {' or '.join(arguments.cases)} in its name")
     on_gpu = torch.cuda.is_available() and not arguments.simulate
     began = time.monotonic()
-    rows = _measure_all(cases, arguments.jobs) if on_gpu else _simulate_all(cases, arguments.total_memory)
+    keep_quiet()
+    with contextlib.redirect_stdout(sys.stderr):  # only results go to stdout
+        rows = _measure_all(cases, arguments.jobs) if on_gpu else _simulate_all(cases, arguments.total_memory)
     results = {
         "device": torch.cuda.get_device_name() if on_gpu else "simulated",
         "torch": torch.__version__,

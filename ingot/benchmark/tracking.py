@@ -30,7 +30,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1  # a fake tensor has no number to read
-        if func in IN_PLACE and torch._C._current_graph_task_id() >= 0 and not torch.is_grad_enabled():
+        if func in IN_PLACE and _in_engine() and 0 not in args[0].stride():  # an expanded one cannot be added to
             return args[0]
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
@@ -50,6 +50,11 @@ class LiveBytes(TorchDispatchMode):
 
     def _remove(self, key: int) -> None:
         self.bytes -= self.live.pop(key)[1]
+
+
+def _in_engine() -> bool:
+    """Whether autograd's engine is running backward, and not a forward that checkpointing repeats."""
+    return torch._C._current_graph_task_id() >= 0 and not torch.is_grad_enabled()
 
 
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:
