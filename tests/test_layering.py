@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SHARED = {"files", "recipe", "recipe_yaml", "recipe_errors", "sections", "upstream", "runs", "plots", "loading", "vocabulary"}
+SHARED = {
+    "files", "hashing", "records", "recipe", "recipe_yaml", "recipe_errors", "sections", "upstream", "runs", "plots",
+    "loading", "vocabulary",
+}  # fmt: skip
 STAGES = {"planning", "tokenization", "data", "training", "evaluation", "export", "serving", "search"}
 # stage -> the other stages that it may use
 MAY_USE = {

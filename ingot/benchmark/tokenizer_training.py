@@ -123,7 +123,7 @@ def merge(words: Counter[str], num_merges: int) -> list[Pair]:
         for pair in zip(symbols, symbols[1:], strict=False):
             counts[pair] += n
             places[pair].add(i)
-    merges = []
+    merges: list[Pair] = []
     while counts and len(merges) < num_merges:
         best = max(counts, key=lambda pair: (counts[pair], pair))
         merges.append(best)
@@ -158,11 +158,12 @@ def extrapolate(shares: Sequence[dict[str, Any]], num_bytes: int, num_merges: in
     and with the number of merges; later merges search more pairs, so that the true time is rather longer.
     """
     small, large = shares[0], shares[-1]
-    growth = math.log(large["bytes"] / small["bytes"])
     factor = num_bytes / large["bytes"]
 
     def power(key: str) -> float:
-        return math.log(large[key] / small[key]) / growth
+        if large["bytes"] == small["bytes"]:
+            return 1.0
+        return math.log(large[key] / small[key]) / math.log(large["bytes"] / small["bytes"])
 
     merging = large["merge_seconds"] * factor ** power("merge_seconds") * num_merges / large["merges"]
     return {

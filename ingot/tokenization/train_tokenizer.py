@@ -87,6 +87,9 @@ class TokenizerRecipe(Recipe, stage="train_tokenizer"):
         elif self.tokenizer.from_ is None:
             yield "data: missing; name the corpus to train on"
 
+    def source_stamps(self) -> dict[str, str]:
+        return {} if self.data is None else self.data.stamps()
+
     def source_files(self) -> Iterator[Path]:
         if self.data is not None:
             yield from self.data.files()
