@@ -1,6 +1,7 @@
 """Real processes: two train what one trains, launches that cannot work are refused, Ctrl-C keeps everything."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from ingot.training.callbacks import read_metrics
 from ingot.training.checkpoints import checkpoints_of
 
 from .conftest import Pretrain
-from .pretrain_toys import pretrain_tree
+from .pretrain_toys import make_corpus, pretrain_tree
 
 pytestmark = pytest.mark.timeout(600)  # a process imports for seconds, and on a busy machine for many
 
@@ -137,6 +138,32 @@ def test_two_processes_train_what_one_trains(
     there = load_model(one).state_dict()
     for name, tensor in load_model(two).state_dict().items():
         assert (tensor - there[name]).abs().max() < 1e-4, name
+
+
+@pytest.mark.slow
+def test_two_processes_read_a_mixture_in_short_rows_as_one_does(
+    start: Start, recipe_file: Path, tmp_path: Path, pretrain: Pretrain, corpus: Path
+) -> None:
+    small = make_corpus(tmp_path / "small", documents=10)
+    data: dict[str, Any] = {
+        "packing": "best_fit", "seq_length_schedule": [{"seq_length": 8, "share": 0.5}],
+        "mixture": [
+            {"shards": str(corpus / "shards"), "weight": 1, "name": "large"},
+            {"shards": str(small / "shards"), "weight": 2, "name": "small"},
+        ],
+    }  # fmt: skip
+    changes = {f"data__{key}": value for key, value in data.items()}
+    words = [f"--data.{key}={json.dumps(value)}" for key, value in data.items()]
+    two = tmp_path / "two"
+    words += ["--config", str(recipe_file), f"--run.dir={two}", "--data.shards=null"]
+    process = start(*launch("cpu_ddp", *words))
+    one, expected = pretrain("one", run__global_batch_size=8, data__shards=None, **changes)
+    code, text = process.finish()
+    assert code == 0, text
+    assert_close(numbers(two), numbers(one))
+    results = read_json(two / "manifest.json")["results"]
+    for name, source in expected["sources"].items():
+        assert results["sources"][name] == pytest.approx(source, abs=1e-5)
 
 
 @pytest.mark.slow
