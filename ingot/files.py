@@ -1,14 +1,32 @@
 """Files that are written whole or not at all, and known again by their sha256."""
 
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ingot.recipe_yaml import InputError
 
 CHECKSUMS = "checksums.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Turns a full disk, or a limit that was reached, into an InputError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise InputError(
+            f"{path}: cannot be written: {os.strerror(error.errno)}; free some space and run the same command again, "
+            "what is finished is kept"
+        ) from None
 
 
 def write_text(path: Path, text: str) -> None:

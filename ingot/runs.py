@@ -25,25 +25,29 @@ from ingot.files import (
     write_json,
     write_text,
 )
-from ingot.recipe import InputError, Recipe, StageFolder, stage_inputs, to_tree, with_defaults
+from ingot.hashing import SOURCES, changed_file, hash_sources
+from ingot.recipe import InputError, Recipe, StageFolder, stage_inputs, to_tree
 from ingot.recipe_yaml import dump_yaml
+from ingot.records import differences, drop, is_of
 
 __all__ = [
     "MANIFEST", "STARTED", "RunFolder", "check_inputs", "damage", "describe_file", "differences", "exit_code_of",
     "fingerprint_folder", "get_logger", "identity", "is_complete", "is_main_process", "model_folder", "num_processes",
-    "open_run", "progress", "read_json", "read_manifest", "sha256_file", "sha256_json", "versions", "write_checksums",
-    "write_json", "write_text",
+    "open_run", "progress", "read_json", "read_manifest", "sha256_file", "sha256_json", "verify", "versions",
+    "write_checksums", "write_json", "write_text",
 ]  # fmt: skip
 
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"  # written last: its presence says that the stage is complete
 STARTED = "started.json"  # written first: which recipe and inputs the folder belongs to
+DOUBTED = "manifest.old.json"  # what the manifest was before a file of the result was found changed
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "datatrove", "trl", "peft", "deepspeed")
 # module -> the extra of setup.cfg that brings it
 EXTRAS = {
     "trl": "train", "peft": "train", "deepspeed": "train", "bitsandbytes": "train", "lm_eval": "eval",
     "fastapi": "serve", "uvicorn": "serve", "gradio": "serve", "openai": "serve", "httpx": "serve", "optuna": "search",
+    "ray": "ray",
 }  # fmt: skip
 
 
@@ -183,38 +187,22 @@ def fingerprint_folder(path: Path) -> str:
     return sha256_json([[str(p.relative_to(path)), sha256_file(p)] for p in files])
 
 
-def identity(recipe: Recipe) -> dict[str, Any]:
-    """What a stage's result depends on: the recipe without its own folder, and the content of its inputs."""
+def identity(recipe: Recipe, save: bool = False) -> dict[str, Any]:
+    """What a stage's result depends on: the recipe without its own folder, and the content of its inputs.
+
+    `save` keeps the hashes of its sources in the run folder.
+    """
     tree = to_tree(recipe)
-    tree["run"] = {k: v for k, v in tree["run"].items() if k != "dir"}
+    tree["run"] = {k: v for k, v in tree["run"].items() if k not in recipe.run.how}
     tree.pop("plan", None)  # what is expected changes nothing in the result
     inputs = {}
     for key, path, _ in stage_inputs(recipe):
         inputs[key] = fingerprint_folder(path)
-        _drop(tree, key)
-    sources = sha256_json([[path.name, sha256_file(path)] for path in recipe.source_files()])
+        drop(tree, key)
+    hashes = hash_sources(recipe.source_files(), recipe.run.dir, save and is_main_process())
+    hashes = {**hashes, **recipe.source_stamps()}
+    sources = sha256_json([[Path(name).name, digest] for name, digest in hashes.items()])
     return {"stage": recipe.stage, "recipe": json.loads(json.dumps(tree)), "inputs": inputs, "sources": sources}
-
-
-def _drop(tree: Any, key: str) -> None:
-    head, _, rest = key.partition(".")
-    if isinstance(tree, list):
-        if rest:
-            _drop(tree[int(head)], rest)
-        else:
-            tree[int(head)] = None
-    elif key in tree:
-        del tree[key]
-    elif rest and isinstance(tree.get(head), dict | list):
-        _drop(tree[head], rest)
-
-
-def _is_of(record: Mapping[str, Any], recipe: Recipe, wanted: Mapping[str, Any]) -> bool:
-    """Whether a record has the identity that is wanted; a key that a later version brought stands at its default."""
-    tree = record.get("recipe")
-    if isinstance(tree, dict):
-        record = {**record, "recipe": with_defaults(type(recipe), tree, wanted["recipe"])}
-    return all(record.get(k) == v for k, v in wanted.items())
 
 
 class RunFolder:
@@ -234,13 +222,18 @@ class RunFolder:
         """Wall seconds of the finished stage, over all its interrupted parts."""
         return float(read_json(self.path / MANIFEST)["seconds"])
 
-    def finish(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Writes the manifest, which marks the stage complete; on the main process only. Returns the results."""
+    def finish(self, results: dict[str, Any], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Writes the manifest, which marks the stage complete; on the main process only. Returns the results.
+
+        known: bytes and sha256 of files, by name, that need not be read again.
+        """
         if is_main_process():
-            files = {str(p.relative_to(self.path)): describe_file(p) for p in _result_files(self.path)}
+            names = [str(path.relative_to(self.path)) for path in _result_files(self.path)]
+            files = {name: (known or {}).get(name) or describe_file(self.path / name) for name in names}
             seconds = round(self.elapsed, 1)
             record = {**self.identity, "results": results, "seconds": seconds, "versions": versions(), "files": files}
             write_json(self.path / MANIFEST, record)
+            (self.path / DOUBTED).unlink(missing_ok=True)
             logger.info("%s: done in %.0f s -> %s", self.recipe.stage, seconds, self.path)
         self.complete = True
         return results
@@ -264,7 +257,7 @@ class RunFolder:
 
 def _result_files(folder: Path) -> list[Path]:
     """The files that are a stage's result: not checkpoints, logs or the folder's own records."""
-    skipped = {MANIFEST, STARTED, "log.txt"}
+    skipped = {MANIFEST, STARTED, DOUBTED, SOURCES, "log.txt"}
     found = [p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] not in skipped]
     return sorted(p for p in found if not p.relative_to(folder).parts[0].startswith((".", "checkpoint-", "log.txt")))
 
@@ -295,7 +288,7 @@ def open_run(recipe: Recipe) -> Iterator[RunFolder]:
 
 def _prepare(recipe: Recipe) -> RunFolder:
     check_inputs(recipe)
-    path, wanted = recipe.run.dir, identity(recipe)
+    path = recipe.run.dir
     if path.exists() and not path.is_dir():
         raise InputError(f"run.dir: {path} is a file; choose a folder")
     for key, needed, _ in stage_inputs(recipe):
@@ -304,18 +297,22 @@ def _prepare(recipe: Recipe) -> RunFolder:
             or needed.resolve() in path.resolve().parents
         ):
             raise InputError(f"run.dir: {path} and {key}: {needed} lie in each other; choose another folder")
-    if path.is_dir() and any(path.iterdir()):
-        record = path / (MANIFEST if (path / MANIFEST).is_file() else STARTED)
-        if not record.is_file():
-            raise InputError(f"run.dir: {path} holds files that no stage of Ingot wrote; choose another folder")
+    record = path / (MANIFEST if (path / MANIFEST).is_file() else STARTED)
+    ours = not path.is_dir() or record.is_file() or {p.name for p in path.iterdir()} <= {SOURCES}
+    if not ours:
+        raise InputError(f"run.dir: {path} holds files that no stage of Ingot wrote; choose another folder")
+    wanted = identity(recipe, save=True)
+    if record.is_file():
         found = read_manifest(path) if record.name == MANIFEST else read_json(record)
         if not isinstance(found, dict):
             raise InputError(f"{record}: not a record that Ingot wrote; move the folder away to start anew")
-        if _is_of(found, recipe, wanted):
-            complete = record.name == MANIFEST and _files_present(path, found["files"])
+        if is_of(found, recipe, wanted):
+            changed = changed_file(path, found["files"], _time(record)) if record.name == MANIFEST else STARTED
+            complete = changed is None
             if record.name == MANIFEST and not complete and is_main_process():
+                logger.info("%s: %s", recipe.stage, changed)
                 write_json(path / STARTED, found)
-                record.unlink()
+                os.replace(record, path / DOUBTED)
             logger.info(
                 "%s: %s: %s", recipe.stage, path, "complete and unchanged, nothing to do" if complete else "continuing"
             )
@@ -326,6 +323,7 @@ def _prepare(recipe: Recipe) -> RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         write_json(path / STARTED, wanted)
         write_text(path / "recipe.yaml", dump_yaml(to_tree(recipe)))
+        hash_sources(recipe.source_files(), path, save=True)  # what the folder set aside knew
     return RunFolder(path, recipe, wanted, False)
 
 
@@ -335,14 +333,21 @@ def is_complete(recipe: Recipe) -> bool:
     if not manifest.is_file() or any(_input_problem(recipe, path, marker) for _, path, marker in stage_inputs(recipe)):
         return False
     found = read_manifest(recipe.run.dir)
-    return _is_of(found, recipe, identity(recipe)) and _files_present(recipe.run.dir, found["files"])
+    return is_of(found, recipe, identity(recipe)) and not changed_file(recipe.run.dir, found["files"], _time(manifest))
 
 
-def _files_present(folder: Path, files: dict[str, Any]) -> bool:
-    """Whether a result is as it was written; sizes first, for they are quick."""
-    if any(_size(folder / name) != record["bytes"] for name, record in files.items()):
-        return False
-    return all(describe_file(folder / name) == record for name, record in files.items())
+def _time(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def verify(folder: Path) -> str | None:
+    """Reads every byte of a finished result. Returns the first file that is not as it was written, and why.
+
+    Raises: InputError when the folder is no finished result.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder}: no {MANIFEST} here; only the folder of a finished stage can be verified")
+    return changed_file(folder, read_manifest(folder)["files"])
 
 
 def _size(path: Path) -> int | None:
@@ -362,17 +367,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     ):
         raise InputError(f"{folder / MANIFEST}: not a record that Ingot wrote; run the stage into another folder")
     return found
-
-
-def differences(found: Any, wanted: Any, prefix: str = "") -> list[str]:
-    """What changed between two records, one `key: old -> new` for each leaf."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = [k for k in {**found, **wanted} if prefix or k in wanted]
-        return [line for k in keys for line in differences(found.get(k), wanted.get(k), f"{prefix}{k}.")]
-    name = prefix.rstrip(".").removeprefix("recipe.")
-    if found == wanted:
-        return []
-    return [f"{name} changed" if name.startswith(("inputs.", "sources")) else f"{name}: {found!r} -> {wanted!r}"]
 
 
 def _set_aside(path: Path, changes: list[str]) -> None:

@@ -51,8 +51,9 @@ class UpstreamSection(Section):
 
 
 class RunSection(Section):
-    """The run folder."""
+    """The run folder; `how` names the keys that say how a stage runs and change nothing in its result."""
 
+    how: ClassVar[tuple[str, ...]] = ("dir",)
     dir: FilePath = Field(description="folder that this stage writes")
 
 
@@ -76,6 +77,10 @@ class Recipe(Section):
     def source_files(self) -> Iterator[Path]:
         """Files outside run folders whose content the result depends on; a change of one makes the stage run again."""
         yield from ()
+
+    def source_stamps(self) -> dict[str, str]:
+        """What identifies the content of sources that are no local files, by their names."""
+        return {}
 
     def problems(self) -> Iterator[str]:
         """Contradictions between keys, each as `section.key: what is wrong and the way out`; stages override this."""
@@ -103,7 +108,9 @@ def expanded(section: type[Section]) -> type[Section]:
         }
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            extra[name] = (expanded(field.annotation), field)
+            inner = expanded(field.annotation)
+            if inner is not field.annotation:  # a class of its own cannot be sent to another process
+                extra[name] = (inner, field)
     if not extra:
         return section
     return create_model(section.__name__, __base__=section, __doc__=section.__doc__, **extra)

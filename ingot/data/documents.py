@@ -9,7 +9,7 @@ from datatrove.data import Document
 from ingot.data.readers import read_records
 from ingot.data.rendering import Renderer
 from ingot.data.rows import BAD_REASONS, BadRow, Row, explain
-from ingot.data.sources import Filters, Scalar, Source, Unit
+from ingot.data.sources import Scalar, Source, Unit
 from ingot.recipe import InputError, nearest
 
 REASON = "_reason"  # metadata key: why a document is dropped
@@ -148,30 +148,3 @@ def matches(value: Any, wanted: Scalar | list[Scalar]) -> bool:
     if isinstance(value, str) and not isinstance(wanted, str):
         return value.strip().lower() == str(wanted).lower()
     return bool(value == wanted) and isinstance(value, bool) == isinstance(wanted, bool)
-
-
-def drop_reason(text: str, filters: Filters) -> str | None:
-    """Why a document is left out, or None; the cheapest test comes first."""
-    if not text.strip():
-        return "empty"
-    if len(text) < filters.min_characters:
-        return "too_short"
-    if filters.max_characters is not None and len(text) > filters.max_characters:
-        return "too_long"
-    if filters.min_letter_share > 0 and _letter_share(text) < filters.min_letter_share:
-        return "few_letters"
-    if filters.max_repeated_line_share < 1 and _repeated_line_share(text) > filters.max_repeated_line_share:
-        return "repeated_lines"
-    return None
-
-
-def _letter_share(text: str) -> float:
-    """Letters over visible characters."""
-    visible = "".join(text.split())
-    return sum(map(str.isalpha, visible)) / len(visible)
-
-
-def _repeated_line_share(text: str) -> float:
-    """Lines that repeat an earlier one, over all lines that are not blank."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return 1 - len(set(lines)) / len(lines)

@@ -1,68 +1,115 @@
 """The steps of the data pipeline as datatrove blocks, which run the same in local processes, on Slurm and on Ray.
 
-Two passes read the same files. The first judges every document and notes its hash and its draw; then the splits are
-chosen, which needs all documents at once but none of their texts; the second pass tokenises what was kept.
+Two passes read the same files. The first judges every document and notes its hash and its draw; then decisions are
+made that need all documents at once but none of their texts; the second pass tokenises what was kept. Where no
+decision needs other documents, one pass does both.
 """
 
-import json
-import os
-from collections.abc import Iterator, Sequence
+import struct
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datatrove.data import Document
-from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger as datatrove_logger
 
-from ingot.data.documents import GIVEN_SPLIT, READ_REASONS, REASON, drop_reason, read_documents
-from ingot.data.shards import ShardWriter, token_dtype
-from ingot.data.sources import Filters, Split, Unit
-from ingot.data.splits import SPLITS, digest_of, draw_of
+from ingot.data.cleaning.cleaner import Cleaner
+from ingot.data.cleaning.minhash import SignatureWriter
+from ingot.data.documents import GIVEN_SPLIT, REASON, read_documents
+from ingot.data.parts import WORK, Parts
+from ingot.data.shard_writer import PartialFile
+from ingot.data.sources import Corpus, Split
+from ingot.data.splits import SPLITS, digest_of, draw_of, split_of_share
+from ingot.data.tasks import Task
+from ingot.files import describe_file, naming_full_disk
 from ingot.recipe import InputError
-from ingot.runs import progress, write_json
 
 datatrove_logger.disable("datatrove")  # its banners and tracebacks; ours go through ingot.runs
 
-REASONS = ("", *READ_REASONS, "empty", "too_short", "too_long", "few_letters", "repeated_lines", "duplicate")
-DROPPED = 255  # in a file of decisions; else an index into SPLITS
-SPLIT = "_split"  # metadata key: index into SPLITS
-RECORD = np.dtype([("digest", "S16"), ("draw", "<u8"), ("reason", "u1"), ("given", "u1")])
-BATCH_BYTES = 4 << 20  # text tokenised at once
+DROPPED = len(SPLITS)  # in a file of decisions: this, and the number of the reason; below it the index of a split
+# metadata keys: index into SPLITS; which of its task's units a document is from; what was cleaned in it, counted
+SPLIT, UNIT, CLEANED = "_split", "_unit", "_cleaned"
+RECORD = np.dtype([("digest", "<u8", 2), ("draw", "<u8"), ("reason", "u1"), ("given", "u1")])
+PACKED = struct.Struct("<16sQBB")
+FLUSH = 1 << 20  # bytes of records that wait to be written
+JUDGED = {
+    "records": f"{WORK}/records-{{rank}}.bin",
+    "near_documents": f"{WORK}/near-{{rank}}-documents.npy", "near_keys": f"{WORK}/near-{{rank}}-keys.npy",
+}  # fmt: skip
 Documents = Any  # an iterator of datatrove's Document; its own name for that type admits no generator
 
 
 class ReadDocuments(PipelineStep):
-    """Reads this task's share of the files; task r of n takes files r, r + n, ..."""
+    """Reads the documents of this task's units; `metadata` names the columns that they keep (None: all)."""
 
     name, type = "documents", "READER"
 
-    def __init__(self, units: Sequence[Unit]) -> None:
+    def __init__(self, tasks: Sequence[Task], metadata: Collection[str] | None = None) -> None:
         super().__init__()
-        self.units = list(units)
+        self.tasks, self.metadata = list(tasks), metadata
 
     def run(self, data: Documents | None = None, rank: int = 0, world_size: int = 1) -> Documents:
-        for unit in self.units[rank::world_size]:
-            yield from read_documents(unit)
+        for number, unit in enumerate(self.tasks[rank].units):
+            for document in read_documents(unit, self.metadata):
+                document.metadata[UNIT] = number
+                yield document
 
 
 class JudgeDocuments(PipelineStep):
-    """Notes on every document why it is dropped, if it is."""
+    """Notes on every document why it is dropped, if it is; of the others it cleans the text."""
 
     name, type = "filters", "FILTER"
 
-    def __init__(self, filters: Filters) -> None:
+    def __init__(self, cleaner: Cleaner) -> None:
         super().__init__()
-        self.filters = filters
+        self.cleaner = cleaner
 
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
         for document in data:
-            reason = document.metadata.get(REASON) or drop_reason(document.text, self.filters)
-            if reason is not None:
-                document.metadata[REASON] = reason
-                self.stat_update(f"dropped_{reason}")
+            if REASON not in document.metadata:
+                reason = self.cleaner.judge(document.text)
+                if reason is not None:
+                    document.metadata[REASON] = reason
             yield document
+
+
+class CleanDocuments(PipelineStep):
+    """Cleans the text of the documents that are kept, and counts what it changed."""
+
+    name, type = "cleaning", "FORMAT"
+
+    def __init__(self, cleaner: Cleaner) -> None:
+        super().__init__()
+        self.cleaner = cleaner
+
+    def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
+        for document in data:
+            if REASON not in document.metadata:
+                document.text, document.metadata[CLEANED] = self.cleaner.clean(document.text)
+            yield document
+
+
+class Tally:
+    """Documents by unit, and drops by unit and reason, in the order in which the reasons were met."""
+
+    def __init__(self, num_units: int) -> None:
+        self.read = [0] * num_units
+        self.dropped: list[Counter[str]] = [Counter() for _ in range(num_units)]
+
+    def count(self, document: Document) -> str | None:
+        """Counts a document. Returns why it is dropped."""
+        unit, reason = document.metadata[UNIT], document.metadata.get(REASON)
+        self.read[unit] += 1
+        if reason is not None:
+            self.dropped[unit][reason] += 1
+        return reason
+
+    def described(self) -> dict[str, Any]:
+        """For a part's record."""
+        return {"read": self.read, "dropped": [dict(counts) for counts in self.dropped]}
 
 
 class RecordDocuments(PipelineStep):
@@ -70,145 +117,114 @@ class RecordDocuments(PipelineStep):
 
     name, type = "records", "WRITER"
 
-    def __init__(self, folder: Path, split: Split) -> None:
+    def __init__(self, parts: Parts, keys: Sequence[str], tasks: Sequence[Task], corpus: Corpus) -> None:
         super().__init__()
-        self.folder, self.split = folder, split
+        self.parts, self.keys, self.corpus = parts, list(keys), corpus
+        self.num_units = [len(task.units) for task in tasks]
 
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
-        records: list[tuple[bytes, int, int, int]] = []
+        tally, reasons = Tally(self.num_units[rank]), [""]
         strata: dict[str, Any] = {}
-        for document in _shown(data, rank, "reading documents"):
-            reason = REASONS.index(document.metadata.get(REASON, ""))
-            if reason:
-                records.append((bytes(16), 0, reason, 0))
-                continue
-            given = document.metadata.get(GIVEN_SPLIT)
-            if given is not None:
-                records.append((digest_of(document.text), 0, reason, 1 + SPLITS.index(given)))
-                continue
-            draw = draw_of(self.split.seed, self._group(document))
-            records.append((digest_of(document.text), draw, reason, 0))
-            if self.split.stratify is not None:
-                strata.setdefault(str(draw), _column(document, self.split.stratify, "stratify"))
-        np.save(self.folder / f"records-{rank:05d}.npy", np.array(records, RECORD))
-        write_json(self.folder / f"strata-{rank:05d}.json", strata)
+        file, near = PartialFile(self.parts.path(rank, "records")), self._signatures(rank)
+        buffer = bytearray()
+        for number, document in enumerate(data):
+            reason = tally.count(document) or ""
+            if reason not in reasons:
+                reasons.append(reason)
+            buffer += _record(document, reasons.index(reason), self.corpus, strata)
+            if near is not None and not reason:
+                near.add(number, document.text)
+            if len(buffer) >= FLUSH:
+                file.write(bytes(buffer))
+                buffer.clear()
+        file.write(bytes(buffer))
+        files = {"records": file.close()}
+        if near is not None:
+            with naming_full_disk(self.parts.path(rank, "near_keys")):
+                near.close()
+            files |= {role: describe_file(self.parts.path(rank, role)) for role in ("near_documents", "near_keys")}
+        self.parts.finish(rank, self.keys[rank], files, {**tally.described(), "reasons": reasons, "strata": strata})
         yield from ()
 
-    def _group(self, document: Document) -> list[Any]:
-        return [_column(document, name, "group") for name in self.split.group] or [document.id]
+    def _signatures(self, rank: int) -> SignatureWriter | None:
+        section = self.corpus.minhash
+        return None if section is None else SignatureWriter(self.parts.path(rank, "records").parent, rank, section)
+
+
+def _record(document: Document, reason: int, corpus: Corpus, strata: dict[str, Any]) -> bytes:
+    if reason:
+        return PACKED.pack(b"", 0, reason, 0)
+    digest = digest_of(document.text) if corpus.dedup == "exact" else b""
+    given = document.metadata.get(GIVEN_SPLIT)
+    if given is not None:
+        return PACKED.pack(digest, 0, 0, 1 + SPLITS.index(given))
+    draw = _draw(document, corpus.split)
+    if corpus.split.stratify is not None:
+        strata.setdefault(str(draw), _column(document, corpus.split.stratify, "stratify"))
+    return PACKED.pack(digest, draw, 0, 0)
+
+
+def _draw(document: Document, split: Split) -> int:
+    group = [_column(document, name, "group") for name in split.group]
+    return draw_of(split.seed, group or [document.id])
 
 
 def _column(document: Document, name: str, key: str) -> Any:
     if name not in document.metadata:
-        there = ", ".join(document.metadata) or "none"
+        there = ", ".join(k for k in document.metadata if not k.startswith("_")) or "none"
         raise InputError(f"data.split.{key}: document {document.id} has no column '{name}'; the columns are {there}")
     return document.metadata[name]
 
 
 class KeepChosen(PipelineStep):
-    """Passes on the documents that the decisions keep, each marked with its split."""
+    """Marks every document with its split, or with the reason to drop it, as the decisions say."""
 
     name, type = "chosen", "FILTER"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reasons: Sequence[str]) -> None:
         super().__init__()
-        self.folder = folder
+        self.folder, self.reasons = folder, list(reasons)
 
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
-        decisions = np.load(self.folder / f"decisions-{rank:05d}.npy")
+        decisions = np.load(decision_file(self.folder, rank))
         number = -1
         for number, document in enumerate(data):
             if number >= len(decisions):
                 break
-            if decisions[number] != DROPPED:
-                document.metadata[SPLIT] = int(decisions[number])
-                document.metadata.pop(GIVEN_SPLIT, None)
-                yield document
+            decision = int(decisions[number])
+            if decision >= DROPPED:
+                document.metadata[REASON] = self.reasons[decision - DROPPED]
+            else:
+                document.metadata[SPLIT] = decision
+            yield document
         if number + 1 != len(decisions):
             raise InputError("the sources changed while they were read; run the stage again")
 
 
-class WriteShards(PipelineStep):
-    """Tokenises documents, appends the end token and writes a shard for each split, with held-out texts beside it."""
+def decision_file(folder: Path, rank: int) -> Path:
+    """Where the decisions on a task's documents are."""
+    return folder / WORK / f"decisions-{rank:05d}.npy"
 
-    name, type = "shards", "TOKENIZER"
 
-    def __init__(self, folder: Path, work: Path, tokenizer_file: Path, end_of_document: int, vocab_size: int) -> None:
+class DrawSplits(PipelineStep):
+    """Marks every document that is not dropped with its split, where that depends on the document alone."""
+
+    name, type = "splits", "FILTER"
+
+    def __init__(self, split: Split) -> None:
         super().__init__()
-        self.folder, self.work, self.tokenizer_file = folder, work, tokenizer_file
-        self.end_of_document, self.vocab_size = end_of_document, vocab_size
+        self.split = split
 
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
-        from tokenizers import Tokenizer
+        for document in data:
+            if REASON not in document.metadata:
+                document.metadata[SPLIT] = self._split_of(document)
+            yield document
 
-        _share_cores(world_size)
-        tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        tokenizer.encode_special_tokens = True  # a document that spells a special token does not become one
-        shards = [ShardWriter(self.folder, f"{split}-{rank:05d}", token_dtype(self.vocab_size)) for split in SPLITS]
-        texts = [_HeldOutTexts(self.work / f"{split}-{rank:05d}.jsonl") for split in SPLITS[1:]]
-        for batch in _batches(_shown(data, rank, "tokenising documents")):
-            encoded = tokenizer.encode_batch_fast([d.text for d in batch], add_special_tokens=False)
-            for document, encoding in zip(batch, encoded, strict=True):
-                split = document.metadata.pop(SPLIT)
-                num_bytes = len(document.text.encode())
-                shards[split].add([*encoding.ids, self.end_of_document], num_bytes)
-                self.stat_update("tokens", value=len(encoding.ids) + 1)
-                if split:
-                    texts[split - 1].add(document)
-        for text in texts:
-            text.close()
-        write_json(self.work / f"shards-{rank:05d}.json", [shard.close() for shard in shards])
-        yield from ()
-
-
-def _share_cores(num_tasks: int) -> None:
-    """Gives each of several tasks its part of the cores; a task alone keeps the tokenizer's default, all of them."""
-    if num_tasks > 1:
-        os.environ["RAYON_NUM_THREADS"] = str(max(1, num_cores() // num_tasks))
-        os.environ["TOKENIZERS_PARALLELISM"] = "true"
-
-
-def _shown(documents: Documents, rank: int, desc: str) -> Documents:
-    """Shows the progress of the first task."""
-    return progress(documents, desc=desc) if rank == 0 else documents
-
-
-class _HeldOutTexts:
-    """The raw documents of a held-out split, one JSON object per line."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed in close()
-
-    def add(self, document: Document) -> None:
-        row = {"id": document.id, "text": document.text, "metadata": document.metadata}
-        self.file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def _batches(documents: Documents) -> Iterator[list[Document]]:
-    """Lists of documents with at most about BATCH_BYTES of text, so that memory stays flat."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def run_steps(steps: list[PipelineStep], num_tasks: int, logs: Path) -> None:
-    """Runs the steps in local processes; tasks that finished before are not run again."""
-    workers = min(num_tasks, num_cores())
-    LocalPipelineExecutor([*steps], tasks=num_tasks, workers=workers, logging_dir=str(logs)).run()
+    def _split_of(self, document: Document) -> int:
+        given = document.metadata.get(GIVEN_SPLIT)
+        if given is not None:
+            return SPLITS.index(given)
+        if not (self.split.validation or self.split.test):
+            return 0
+        return split_of_share(_draw(document, self.split), self.split)

@@ -1,15 +1,21 @@
-"""The prepare_data stage: documents are read, filtered, split and tokenised into memory-mapped shards."""
+"""The prepare_data stage: documents are read, cleaned, split and tokenised into memory-mapped shards."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from ingot.data.cleaning.section import Cleaning
+from ingot.data.executors import DataRun
 from ingot.data.sources import Corpus
-from ingot.recipe import FilePath, InputError, Recipe, StageFolder
-from ingot.runs import MANIFEST, get_logger, open_run, read_json, sha256_file, write_json, write_text
+from ingot.files import naming_full_disk
+from ingot.hashing import hash_sources
+from ingot.recipe import FilePath, InputError, Recipe, StageFolder, with_defaults
+from ingot.runs import MANIFEST, RunFolder, get_logger, open_run, read_json, sha256_file, write_json, write_text
+
+if TYPE_CHECKING:
+    from ingot.data.writing import Tokens
 
 logger = get_logger(__name__)
 
@@ -31,35 +37,44 @@ class DataRecipe(Recipe, stage="prepare_data"):
     """Reads, filters, splits and tokenises a corpus into memory-mapped token shards."""
 
     data: DataSection
+    run: DataRun
 
     def problems(self) -> Iterator[str]:
         yield from self.data.problems()
+        yield from self.run.problems()
 
     def source_files(self) -> Iterator[Path]:
         yield from self.data.files()
 
+    def source_stamps(self) -> dict[str, str]:
+        return self.data.stamps()
+
 
 def run(recipe: DataRecipe) -> dict[str, Any]:
     """Runs the stage. Returns the counts of documents, bytes and tokens per split and of what was dropped and why."""
-    with open_run(recipe) as folder:
+    with naming_full_disk(recipe.run.dir), open_run(recipe) as folder:
         if folder.complete:
             return folder.results
-        end_id, vocab_size = _read_tokenizer(recipe.data)
         _warn_of_other_documents(recipe)
-        work = folder.path / ".work"
-        summary = _write_tokens(recipe, folder.path, work, end_id, vocab_size)
-        write_json(folder.path / "data.json", summary)
-        summary["seen_in_training"] = _overlaps(folder.path, summary)
-        write_text(folder.path / "report.md", report(summary))
-        shutil.rmtree(work)
-        results = {k: v for k, v in summary.items() if k not in ("dtype", "splits", "end_of_document")}
-        results["splits"] = {name: _without_shards(entry) for name, entry in summary["splits"].items()}
-        return folder.finish(results)
+        summary, known = _write_tokens(recipe, folder)
+        return _conclude(folder, summary, known)
 
 
-def _read_tokenizer(data: DataSection) -> tuple[int, int]:
-    """The id of the token that ends a document, and the number of ids."""
+def _conclude(folder: RunFolder, summary: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """Writes data.json and the report; `known` are the hashes of the shards, which are not read again."""
+    from ingot.data.summary import report, results_of
+
+    write_json(folder.path / "data.json", summary)
+    summary["seen_in_training"] = _overlaps(folder.path, summary)
+    write_text(folder.path / "report.md", report(summary))
+    return folder.finish(results_of(summary), known)
+
+
+def _read_tokenizer(data: DataSection) -> "Tokens":
+    """The tokenizer's file, the id of the token that ends a document, and the number of ids."""
     from tokenizers import Tokenizer
+
+    from ingot.data.writing import Tokens
 
     path = data.tokenizer / "tokenizer.json"
     if not path.is_file():
@@ -73,7 +88,7 @@ def _read_tokenizer(data: DataSection) -> tuple[int, int]:
     end_id = tokenizer.token_to_id(name)
     if end_id is None:
         raise InputError(f"data.end_of_document: the tokenizer in {data.tokenizer} has no {name}; name a token it has")
-    return end_id, max(tokenizer.get_vocab().values()) + 1
+    return Tokens(path, sha256_file(path), max(tokenizer.get_vocab().values()) + 1, end_id)
 
 
 def _warn_of_other_documents(recipe: DataRecipe) -> None:
@@ -85,57 +100,38 @@ def _warn_of_other_documents(recipe: DataRecipe) -> None:
     if trained_on is None:  # taken over from elsewhere
         return
     here = recipe.data.model_dump(mode="json")
-    changed = [key for key in ("sources", "filters", "dedup", "split") if trained_on.get(key) != here[key]]
+    trained_on = with_defaults(DataSection, trained_on, here)
+    changed = [key for key in ("sources", *Cleaning.model_fields, "split") if trained_on.get(key) != here[key]]
     if changed:
         keys = " and ".join(f"data.{key}" for key in changed)
         logger.warning("prepare_data: the tokenizer's recipe has other %s: it may have seen held-out documents", keys)
 
 
-def _write_tokens(recipe: DataRecipe, folder: Path, work: Path, end_id: int, vocab_size: int) -> dict[str, Any]:
-    """Runs both passes of the pipeline. Returns the description of what was written."""
-    from ingot.data.pipeline import KeepChosen, ReadDocuments, WriteShards, run_steps
+def _write_tokens(recipe: DataRecipe, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads, decides and tokenises what is not there yet. Returns the description, and the hashes of the shards."""
     from ingot.data.selection import select_documents
-    from ingot.data.shards import TOKENS, token_dtype
+    from ingot.data.summary import Sources, summarise
+    from ingot.data.writing import write_shards
 
-    chosen = select_documents(recipe.data, work)
-    tokens = folder / TOKENS
-    tokens.mkdir(exist_ok=True)
-    tokenizer_file = recipe.data.tokenizer / "tokenizer.json"
-    writer = WriteShards(tokens, work, tokenizer_file, end_id, vocab_size)
-    run_steps([ReadDocuments(chosen.units), KeepChosen(work), writer], chosen.num_tasks, work / "tokenising")
-    splits = _collect(folder, work, chosen.num_tasks)
-    return {
-        "documents_read": chosen.num_read,
-        "dropped": chosen.dropped,
-        "splits": splits,
-        "dtype": token_dtype(vocab_size).str,
-        "vocab_size": vocab_size,
-        "end_of_document": end_id,
-        "tokenizer_sha256": sha256_file(tokenizer_file),
-    }
+    tokens = _read_tokenizer(recipe.data)
+    hashes = _content(recipe, folder.path)
+    chosen = select_documents(recipe.data, folder.path, hashes, recipe.run)
+    parts = write_shards(chosen, tokens, recipe.run)
+    _refuse_changed(recipe, folder.path, hashes)
+    return summarise(chosen, tokens, parts, Sources(chosen.tasks, hashes))
 
 
-def _collect(folder: Path, work: Path, num_tasks: int) -> dict[str, Any]:
-    """Adds up the tasks' shards and joins their held-out texts."""
-    from ingot.data.splits import SPLITS
-
-    entries = [read_json(work / f"shards-{rank:05d}.json") for rank in range(num_tasks)]
-    splits = {}
-    for i, split in enumerate(SPLITS):
-        shards = [entry[i] for entry in entries if entry[i]["documents"]]
-        totals = {key: sum(shard[key] for shard in shards) for key in ("documents", "bytes", "tokens")}
-        splits[split] = {**totals, "shards": shards}
-        if i:
-            _join([work / f"{split}-{rank:05d}.jsonl" for rank in range(num_tasks)], folder / f"{split}.jsonl")
-    return splits
+def _content(recipe: DataRecipe, folder: Path) -> dict[str, str]:
+    """The sha256 of local sources, and what tells changes of others, by name."""
+    return {**hash_sources(recipe.source_files(), folder, save=True), **recipe.source_stamps()}
 
 
-def _join(parts: list[Path], path: Path) -> None:
-    """One file from several, without holding them in memory."""
-    with open(path, "wb") as whole:
-        for part in parts:
-            with open(part, "rb") as file:
-                shutil.copyfileobj(file, whole)
+def _refuse_changed(recipe: DataRecipe, folder: Path, before: dict[str, str]) -> None:
+    """Raises: InputError when a source is not what it was when the stage began."""
+    after = _content(recipe, folder)
+    changed = next((name for name in before if after.get(name) != before[name]), None)
+    if changed is not None:
+        raise InputError(f"{changed}: changed while it was read; run the stage again")
 
 
 def _overlaps(folder: Path, summary: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -144,26 +140,3 @@ def _overlaps(folder: Path, summary: dict[str, Any]) -> dict[str, dict[str, floa
 
     shares = {s: seen_in_training(folder, s) for s, e in summary["splits"].items() if s != "train" and e["documents"]}
     return {s: {"mean": round(sum(v) / len(v), 4), "largest": round(max(v), 4)} for s, v in shares.items()}
-
-
-def _without_shards(entry: dict[str, Any]) -> dict[str, Any]:
-    predicted = max(1, entry["tokens"] - entry["documents"])
-    counts = {key: entry[key] for key in ("documents", "bytes", "tokens")}
-    return {**counts, "bytes_per_token": round(entry["bytes"] / predicted, 4)}
-
-
-def report(summary: dict[str, Any]) -> str:
-    """The counts as a page of Markdown."""
-    lines = ["# Data\n", "| split | documents | bytes | tokens | bytes per token |", "|---|---:|---:|---:|---:|"]
-    for name, entry in summary["splits"].items():
-        counts = _without_shards(entry)
-        numbers = " | ".join(f"{counts[key]:,}" for key in ("documents", "bytes", "tokens"))
-        lines.append(f"| {name} | {numbers} | {counts['bytes_per_token']:.3f} |")
-    lines.append(f"\n{summary['documents_read']:,} documents were read. Dropped:\n")
-    lines += [f"- {reason}: {count:,}" for reason, count in summary["dropped"].items()] or ["- none"]
-    for split, seen in summary["seen_in_training"].items():
-        lines.append(
-            f"\nOf the {split} text, {seen['mean']:.2%} of the 16-token spans also occur in training documents "
-            f"(at most {seen['largest']:.2%} of one document's)."
-        )
-    return "\n".join(lines) + "\n"

@@ -1,89 +1,144 @@
 """Which documents of a corpus are kept and which held out: the same answer for the tokenizer and for the shards."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from datatrove.data import Document
-from numpy.typing import NDArray
+from datatrove.pipeline.base import PipelineStep
 
 from ingot.data import pipeline
-from ingot.data.pipeline import DROPPED, REASONS, SPLIT, KeepChosen, ReadDocuments
-from ingot.data.sources import Corpus, Unit, list_units
-from ingot.data.splits import SPLITS, choose_splits
+from ingot.data.cleaning.cleaner import Cleaner, prepare_cleaning
+from ingot.data.decisions import Decisions, decide
+from ingot.data.documents import REASON
+from ingot.data.executors import DataRun, run_tasks
+from ingot.data.parts import WORK, Parts
+from ingot.data.sources import Corpus, list_units
+from ingot.data.splits import SPLITS
+from ingot.data.tasks import Task, judged_key, make_tasks, text_key
 from ingot.recipe import InputError
-from ingot.runs import read_json
+from ingot.runs import get_logger, sha256_json
 
-MAX_TASKS = 64  # fixed, so that the shards do not depend on the machine
+logger = get_logger(__name__)
 
 
 @dataclass
 class Selection:
-    """What one pass over a corpus found; `folder` holds the decision for every document."""
+    """The documents of a corpus, each with its split or the reason to drop it, and what they depend on.
 
-    units: list[Unit]
-    num_tasks: int
+    `texts` are keys of each task's documents. `decisions` is None when every document is decided on by itself.
+    """
+
+    corpus: Corpus
     folder: Path
-    num_read: int
-    dropped: dict[str, int]
+    tasks: list[Task]
+    texts: list[str]
+    cleaner: Cleaner
+    benchmarks: list[dict[str, Any]]
+    decisions: Decisions | None
+
+    def steps(self) -> list[PipelineStep]:
+        """The steps that read the documents and mark them; texts are cleaned."""
+        clean = pipeline.CleanDocuments(self.cleaner)
+        read = pipeline.ReadDocuments(self.tasks, _metadata(self.corpus, held_out=True))
+        if self.decisions is not None:
+            return [read, pipeline.KeepChosen(self.folder, self.decisions.reasons), clean]
+        return [read, pipeline.JudgeDocuments(self.cleaner), clean, pipeline.DrawSplits(self.corpus.split)]
+
+    @property
+    def keys(self) -> list[str]:
+        """Identify which documents of each task are kept, and for what."""
+        if self.decisions is not None:
+            return self.decisions.hashes
+        return [sha256_json(self.corpus.split.model_dump(mode="json"))] * len(self.tasks)
 
     def documents(self, split: str) -> Iterator[Document]:
         """The documents of a split, one task's after another."""
-        for rank in range(self.num_tasks):
-            chosen = KeepChosen(self.folder).run(ReadDocuments(self.units).run(None, rank, self.num_tasks), rank)
-            yield from (d for d in chosen if d.metadata.pop(SPLIT) == SPLITS.index(split))
+        steps = self.steps()
+        for rank in range(len(self.tasks)):
+            data: Any = None
+            for step in steps:
+                data = step.run(data, rank, len(self.tasks))
+            for document in data or ():
+                if REASON not in document.metadata and document.metadata[pipeline.SPLIT] == SPLITS.index(split):
+                    document.metadata = {k: v for k, v in document.metadata.items() if not k.startswith("_")}
+                    yield document
 
 
-def select_documents(corpus: Corpus, folder: Path) -> Selection:
+def select_documents(
+    corpus: Corpus, folder: Path, hashes: Mapping[str, str] | None = None, run: DataRun | None = None
+) -> Selection:
     """Reads the corpus once, drops what the recipe drops and draws the held-out documents; `folder` keeps the result.
 
+    hashes: the sha256 of the sources by their paths; what is known of unchanged ones is taken over.
     Raises: InputError for anything wrong in the sources, or when no document is left.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    units = list_units(corpus.sources)
-    num_tasks = min(len(units), MAX_TASKS)
+    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    tasks = make_tasks(list_units(corpus.sources))
+    benchmarks = prepare_cleaning(corpus, folder / WORK / "benchmarks")
+    cleaner = Cleaner(corpus, folder / WORK / "benchmarks")
+    texts = [text_key(task, hashes or {}, corpus, _of_benchmarks(corpus, hashes or {})) for task in tasks]
+    chosen = Selection(corpus, folder, tasks, texts, cleaner, benchmarks, None)
+    if not in_one_pass(corpus):
+        chosen.decisions = _judge(chosen, run or DataRun(dir=folder))
+    return chosen
+
+
+def in_one_pass(corpus: Corpus) -> bool:
+    """Whether every document is decided on by itself, so that reading once is enough."""
+    held_out = corpus.split.validation or corpus.split.test
+    return corpus.dedup == "off" and corpus.minhash is None and (corpus.split.by_share or not held_out)
+
+
+def _of_benchmarks(corpus: Corpus, hashes: Mapping[str, str]) -> list[str]:
+    """The content of the benchmarks that documents are compared with."""
+    from ingot.data.cleaning.decontamination import decontamination_files
+
+    if corpus.decontaminate is None:
+        return []
+    return [hashes.get(str(path), str(path)) for path in decontamination_files(corpus.decontaminate)]
+
+
+def _metadata(corpus: Corpus, held_out: bool) -> Collection[str] | None:
+    """The columns that documents keep: all (None) where a split or a held-out text needs some, else none."""
+    split = corpus.split
+    shown = held_out and (split.validation or split.test or any(source.split for source in corpus.sources))
+    return None if shown or split.group or split.stratify else ()
+
+
+def _judge(chosen: Selection, run: DataRun) -> Decisions:
+    """The first pass, and the decisions that need all documents."""
+    parts = Parts(chosen.folder, "judged", pipeline.JUDGED)
+    keys = [judged_key(text, chosen.corpus) for text in chosen.texts]
+    taken = parts.take_over(keys)
+    missing = parts.missing(keys)
+    say_what_is_kept("reading", len(keys), len(missing), taken)
     steps = [
-        ReadDocuments(units),
-        pipeline.JudgeDocuments(corpus.filters),
-        pipeline.RecordDocuments(folder, corpus.split),
+        pipeline.ReadDocuments(chosen.tasks, _metadata(chosen.corpus, held_out=False)),
+        pipeline.JudgeDocuments(chosen.cleaner),
+        pipeline.CleanDocuments(chosen.cleaner),
+        pipeline.RecordDocuments(parts, keys, chosen.tasks, chosen.corpus),
     ]
-    pipeline.run_steps(steps, num_tasks, folder / "reading")
-    parts = [np.load(folder / f"records-{rank:05d}.npy") for rank in range(num_tasks)]
-    reasons = _reasons(np.concatenate(parts), corpus.dedup == "exact")
-    dropped = _count(reasons)
-    if not (reasons == 0).any():
-        raise InputError(f"data: no document is left; dropped: {dropped or 'none, the sources hold no rows'}")
-    _decide(corpus, folder, parts, reasons)
-    return Selection(units, num_tasks, folder, len(reasons), dropped)
+    run_tasks(steps, chosen.tasks, missing, chosen.folder / WORK / "reading", run, "prepare_data: reading")
+    found = decide(chosen.corpus, parts, len(keys))
+    refuse_nothing_left([parts.read(rank)["read"] for rank in range(len(keys))], found.dropped)
+    return found
 
 
-def _reasons(records: NDArray[np.void], dedup: bool) -> NDArray[np.uint8]:
-    """The reason index of every document, duplicates included: the first of equal documents is kept."""
-    reasons = records["reason"].copy()
-    if dedup:
-        kept = np.flatnonzero(reasons == 0)
-        first = np.unique(records["digest"][kept], return_index=True)[1]
-        reasons[np.delete(kept, first)] = REASONS.index("duplicate")
-    return reasons
+def say_what_is_kept(work: str, total: int, missing: int, taken: int) -> None:
+    """A line for whoever starts a stage again."""
+    if missing < total:
+        before = f", {taken:,} of them from the folder set aside" if taken else ""
+        logger.info("%s: %d of %d tasks are done already%s", work, total - missing, total, before)
 
 
-def _count(reasons: NDArray[np.uint8]) -> dict[str, int]:
-    counts = Counter(reasons.tolist())
-    return {name: counts[i] for i, name in enumerate(REASONS) if i and counts[i]}
-
-
-def _decide(corpus: Corpus, folder: Path, parts: list[NDArray[np.void]], reasons: NDArray[np.uint8]) -> None:
-    """Writes each task's decisions: the split of every document, or DROPPED."""
-    noted = [read_json(folder / f"strata-{rank:05d}.json") for rank in range(len(parts))]
-    strata = {int(draw): value for part in noted for draw, value in part.items()}
-    given = np.concatenate([part["given"] for part in parts])
-    drawn, named = (reasons == 0) & (given == 0), (reasons == 0) & (given > 0)
-    draws = np.concatenate([part["draw"] for part in parts])[drawn]
-    decisions = np.full(len(reasons), DROPPED, np.uint8)
-    decisions[drawn] = choose_splits(draws, strata, corpus.split)
-    decisions[named] = given[named] - 1
-    starts = np.cumsum([len(part) for part in parts])[:-1]
-    for rank, part in enumerate(np.split(decisions, starts)):
-        np.save(folder / f"decisions-{rank:05d}.npy", part)
+def refuse_nothing_left(read: Sequence[Sequence[int]], dropped: Sequence[Sequence[Mapping[str, int]]]) -> None:
+    """Raises: InputError when no document is kept."""
+    counts: Counter[str] = Counter()
+    for task in dropped:
+        for unit in task:
+            counts.update(unit)
+    if sum(map(sum, read)) == counts.total():
+        raise InputError(f"data: no document is left; dropped: {dict(counts) or 'none, the sources hold no rows'}")

@@ -5,8 +5,7 @@ A folder holds `tokens/<split>-<number>.bin` (uint16 or uint32, little-endian), 
 """
 
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +22,6 @@ TOKENS = "tokens"
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """The smallest type that holds every token id: 2 bytes up to 65,536 entries, else 4."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-
-
-class ShardWriter:
-    """Writes one shard; the files appear under their names only when it is closed, whole."""
-
-    def __init__(self, folder: Path, name: str, dtype: np.dtype[Any]) -> None:
-        self.folder, self.name, self.dtype = folder, name, dtype
-        self.partial = [folder / f".{name}.{kind}.partial" for kind in ("bin", "ends")]
-        self.tokens, self.ends = (open(path, "wb") for path in self.partial)  # noqa: SIM115 - close()
-        self.num_documents = self.num_tokens = self.num_bytes = 0
-
-    def add(self, ids: Sequence[int], num_bytes: int) -> None:
-        """Appends a document: its token ids and the bytes of its text."""
-        self.num_tokens += len(ids)
-        self.num_documents += 1
-        self.num_bytes += num_bytes
-        self.tokens.write(np.asarray(ids, self.dtype).tobytes())
-        self.ends.write(np.uint64(self.num_tokens).tobytes())
-
-    def close(self) -> dict[str, Any]:
-        """Puts the files in place and describes them; an empty shard leaves no files."""
-        for file, partial, kind in zip((self.tokens, self.ends), self.partial, ("bin", "ends"), strict=True):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            if self.num_documents:
-                os.replace(partial, self.folder / f"{self.name}.{kind}")
-            else:
-                partial.unlink()
-        return {"name": self.name, "documents": self.num_documents, "tokens": self.num_tokens, "bytes": self.num_bytes}
 
 
 class TokenShards:

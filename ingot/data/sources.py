@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from ingot.data.cleaning.section import Cleaning
 from ingot.data.listing import (
     FORMATS,
     Format,
@@ -93,19 +94,6 @@ class Source(Section):
             yield f"{key}.conversations: columns maps text already; remove one of them"
 
 
-class Filters(Section):
-    """Documents that are left out; every drop is counted by its reason."""
-
-    min_characters: int = Field(default=1, ge=0, description="shortest document that is kept")
-    max_characters: int | None = Field(default=None, gt=0, description="longest document that is kept")
-    min_letter_share: float = Field(
-        default=0.0, ge=0, le=1, description="least share of letters among the visible characters"
-    )
-    max_repeated_line_share: float = Field(
-        default=1.0, ge=0, le=1, description="largest share of lines that repeat others"
-    )
-
-
 class Split(Section):
     """Documents that training never sees, drawn as whole documents or groups of documents."""
 
@@ -133,14 +121,10 @@ class Split(Section):
             yield f"{key}.stratify: needs numbers of documents; give validation and test as whole numbers"
 
 
-class Corpus(Section):
+class Corpus(Cleaning):
     """Which documents there are, which are dropped and which are held out."""
 
     sources: list[Source] = Field(min_length=1, description="where the documents come from")
-    filters: Filters = Field(default_factory=Filters, description="documents that are left out")
-    dedup: Literal["exact", "off"] = Field(
-        default="exact", description="drop documents whose normalised text came before"
-    )
     split: Split = Field(default_factory=Split, description="documents that training never sees")
 
     def problems(self) -> Iterator[str]:
@@ -150,14 +134,24 @@ class Corpus(Section):
         if all(source.split in ("validation", "test") for source in self.sources):
             yield "data.sources: every source is held out by its split; leave one to train on"
         yield from self.split.problems("data.split")
+        yield from self.cleaning_problems("data")
 
     def files(self) -> Iterator[Path]:
-        """Every file that the sources read.
+        """Every file that the sources read, and the benchmarks that documents are compared with.
 
         Raises: InputError when a source names no file.
         """
         for i, source in enumerate(self.sources):
             yield from source_files(source, f"data.sources.{i}")
+        if self.decontaminate is not None:
+            from ingot.data.cleaning.decontamination import decontamination_files
+
+            yield from decontamination_files(self.decontaminate)
+
+    def stamps(self) -> dict[str, str]:
+        """What tells whether remote files have changed, by URL."""
+        found = [remote_stamps(source, f"data.sources.{i}") for i, source in enumerate(self.sources)]
+        return {url: stamp for stamps in found for url, stamp in stamps.items()}
 
 
 @dataclass(frozen=True)

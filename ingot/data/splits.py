@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,22 +31,49 @@ def choose_splits(draws: Draws, strata: dict[int, Any], split: Split) -> NDArray
 
     Raises: InputError when more is held out than there is.
     """
+    return splits_of(draws, held_out_groups([draws], strata, split), split)
+
+
+def split_of_share(draw: int, split: Split) -> int:
+    """The split of one document, where the sizes are shares."""
+    share = draw / 2.0**64
+    return 1 if share < split.validation else 2 if share < split.validation + split.test else 0
+
+
+def held_out_groups(draws: Iterable[Draws], strata: dict[int, Any], split: Split) -> tuple[Draws, Draws]:
+    """The draws of the groups in validation and in test, where the sizes are numbers; with flat memory.
+
+    draws: those of one task's documents after another's. Only `stratify` holds all groups in memory.
+    Raises: InputError when more is held out than there is.
+    """
+    num_held_out = int(split.validation + split.test)
+    if split.by_share or not num_held_out:
+        return np.empty(0, np.uint64), np.empty(0, np.uint64)
+    groups = _smallest(draws, None if split.stratify is not None else num_held_out + 1)
+    if num_held_out >= len(groups):
+        kind = "groups" if split.group else "documents"
+        raise InputError(f"data.split: holds out {num_held_out} of {len(groups)} {kind}; nothing is left to train on")
+    picked = _pick(groups, strata, num_held_out, split)
+    validation = _evenly_spaced(num_held_out, int(split.validation))
+    return picked[validation], np.delete(picked, validation)
+
+
+def _smallest(draws: Iterable[Draws], size: int | None) -> Draws:
+    """The smallest different numbers, in order; all of them when `size` is None."""
+    found = np.empty(0, np.uint64)
+    for part in draws:
+        found = np.unique(np.concatenate([found, part]))[:size]
+    return found
+
+
+def splits_of(draws: Draws, held_out: tuple[Draws, Draws], split: Split) -> NDArray[np.uint8]:
+    """The split of every document, from its group's draw."""
     if split.by_share:
         share = draws / 2.0**64
         return np.where(share < split.validation, 1, np.where(share < split.validation + split.test, 2, 0)).astype(
             np.uint8
         )
-    groups = np.unique(draws)
-    num_held_out = int(split.validation + split.test)
-    if num_held_out and num_held_out >= len(groups):
-        kind = "groups" if split.group else "documents"
-        raise InputError(f"data.split: holds out {num_held_out} of {len(groups)} {kind}; nothing is left to train on")
-    picked = _pick(groups, strata, num_held_out, split)
-    validation = _evenly_spaced(num_held_out, int(split.validation))
-    chosen = np.zeros(len(draws), np.uint8)
-    chosen[np.isin(draws, picked)] = SPLITS.index("test")
-    chosen[np.isin(draws, picked[validation])] = SPLITS.index("validation")
-    return chosen
+    return (np.isin(draws, held_out[0]) + 2 * np.isin(draws, held_out[1])).astype(np.uint8)
 
 
 def _pick(groups: Draws, strata: dict[int, Any], size: int, split: Split) -> Draws:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ingot.data.shards import ShardWriter, token_dtype
+from ingot.data.shard_writer import ShardWriter
+from ingot.data.shards import token_dtype
 
 END = 0  # the token that ends every document
 

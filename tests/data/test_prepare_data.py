@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from ingot.data import pipeline
+from ingot.data import executors, writing
 from ingot.data.prepare_data import DataRecipe
 from ingot.data.selection import select_documents
 from ingot.data.shards import TokenShards, token_dtype
@@ -89,8 +89,8 @@ def test_groups_go_to_one_split(tmp_path: Path, prepare: Prepare) -> None:
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
-    skipped = {"manifest.json", "started.json", "log.txt", "recipe.yaml"}
-    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in skipped]
+    skipped = {"manifest.json", "started.json", "sources.json", "log.txt", "recipe.yaml", ".parts"}
+    files = [p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] not in skipped]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
@@ -106,7 +106,7 @@ def test_reruns_and_processes_do_not_change_a_byte(
     data = many_files(tmp_path)
     first, _ = prepare(name="first", **data)
     second, _ = prepare(name="second", **data)
-    monkeypatch.setattr(pipeline, "num_cores", lambda: 2)
+    monkeypatch.setattr(executors, "num_cores", lambda: 2)
     third, _ = prepare(name="third", **data)
     assert folder_bytes(first) == folder_bytes(second) == folder_bytes(third)
     assert len(TokenShards(first, "train").files) == 3
@@ -117,7 +117,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
 ) -> None:
     data = many_files(tmp_path)
     whole, _ = prepare(name="whole", **data)
-    original, calls = pipeline.WriteShards.run, []
+    original, calls = writing.WriteShards.run, []
 
     def interrupted(self: Any, documents: Any, rank: int = 0, world_size: int = 1) -> Any:
         calls.append(rank)
@@ -125,7 +125,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
             raise KeyboardInterrupt
         return original(self, documents, rank, world_size)
 
-    monkeypatch.setattr(pipeline.WriteShards, "run", interrupted)
+    monkeypatch.setattr(writing.WriteShards, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(name="part", **data)
     part, _ = prepare(name="part", **data)
@@ -170,7 +170,7 @@ def test_errors_in_worker_processes_arrive_as_one_line(
 ) -> None:
     write_jsonl(tmp_path / "a.jsonl", make_rows(3))
     (tmp_path / "b.jsonl").write_text("{broken\n")
-    monkeypatch.setattr(pipeline, "num_cores", lambda: 2)
+    monkeypatch.setattr(executors, "num_cores", lambda: 2)
     with pytest.raises(InputError, match=r"b\.jsonl:1: not valid JSON"):
         prepare([{"path": str(tmp_path / "*.jsonl")}])
     assert "Traceback" not in capfd.readouterr().err

@@ -4,7 +4,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from ingot.data.shards import ShardWriter, token_dtype
+from ingot.data.shard_writer import ShardWriter
+from ingot.data.shards import token_dtype
 from ingot.recipe import build_recipe
 from ingot.runs import describe_file, sha256_file, write_json
 from ingot.tokenization.build import save_tokenizer, train_bpe
