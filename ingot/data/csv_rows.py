@@ -4,6 +4,7 @@ import csv
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
 from ingot.data.blocks import DamagedFile, Piece, TooLong, numbered_pieces
 from ingot.data.listing import suffixes_of
@@ -26,21 +27,21 @@ class _Lines:
         self.taken: list[tuple[int, Piece]] = []
         self.num_bytes = 0
 
-    def __iter__(self) -> "_Lines":
-        return self
-
-    def __next__(self) -> str:
-        position, piece = self.given_back.popleft() if self.given_back else next(self.pieces)
-        self.taken.append((position, piece))
-        if isinstance(piece, TooLong):
-            raise _BadLine(too_long("a line", piece, self.limit))
-        self.num_bytes += len(piece)
-        if self.num_bytes > self.limit:
-            raise _BadLine(too_long("a row (is a quote open?)", TooLong(self.num_bytes, 0), self.limit))
-        try:
-            return piece.decode() + "\n"
-        except UnicodeDecodeError as error:
-            raise _BadLine(not_utf8(error)) from None
+    def __iter__(self) -> Iterator[str]:
+        """Goes on where the last iterator ended, which every error ends."""
+        taken, limit = self.taken, self.limit
+        for line in chain(_emptied(self.given_back), self.pieces):
+            taken.append(line)
+            piece = line[1]
+            if isinstance(piece, TooLong):
+                raise _BadLine(too_long("a line", piece, limit))
+            self.num_bytes += len(piece)
+            if self.num_bytes > limit:
+                raise _BadLine(too_long("a row (is a quote open?)", TooLong(self.num_bytes, 0), limit))
+            try:
+                yield piece.decode() + "\n"
+            except UnicodeDecodeError as error:
+                raise _BadLine(not_utf8(error)) from None
 
     def next_row(self) -> None:
         self.taken.clear()
@@ -49,6 +50,11 @@ class _Lines:
     def give_back(self) -> None:
         """Only the first line of a bad row is lost: the others are read again."""
         self.given_back.extendleft(reversed(self.taken[1:]))
+
+
+def _emptied(lines: deque[tuple[int, Piece]]) -> Iterator[tuple[int, Piece]]:
+    while lines:
+        yield lines.popleft()
 
 
 class _CsvReader:

@@ -69,7 +69,7 @@ class Source(Section):
         default=None, description="how lists of messages become text; unset: the text is in a column"
     )
     where: dict[str, Scalar | list[Scalar]] = Field(
-        {}, description="keep rows whose column has this value (or one of)"
+        default={}, description="keep rows whose column has this value (or one of)"
     )
     on_error: Literal["stop", "drop"] = Field(
         default="stop", description="what a row that cannot be read does: stop the stage, or be dropped and counted"
