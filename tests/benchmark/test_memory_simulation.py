@@ -1,12 +1,13 @@
 """The closed-form estimate of memory against training steps whose bytes are counted."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ingot.benchmark.memory_cases import CASES, Case
+from ingot.benchmark.memory_cases import CASES, Case, make_trainer
 from ingot.benchmark.memory_simulation import simulate
 from ingot.benchmark.tracking import LiveBytes
 from ingot.planning.architecture import architecture_of_config
@@ -90,3 +91,12 @@ def test_cases_span_what_the_table_needs() -> None:
     assert len({one.model for one in CASES}) >= 6
     for one in CASES:
         assert one.config.vocab_size > 0
+
+
+def test_the_same_case_trains_for_real(tmp_path: Path) -> None:
+    one = case(DENSE, 2, 64, optimizer="muon", gradient_accumulation_steps=2)
+    trainer = make_trainer(one, str(tmp_path), 1, use_cpu=True)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    block = trainer.train_dataset[0]
+    assert block["position_ids"].tolist().count(0) == 4  # documents in a packed block
