@@ -30,7 +30,7 @@ def read_parquet(unit: Unit, choose: Choose | None = None) -> Iterator[Record]:
         try:
             file = pyarrow.parquet.ParquetFile(raw, buffer_size=BUFFER)
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pyarrow.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
             raise _damaged(error, "parquet") from None
         with file:
             columns = _chosen(file.schema_arrow.names, choose)
@@ -49,6 +49,8 @@ def _damaged(error: Exception, format: str) -> Exception:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
     return (str(error) or type(error).__name__).split("\n")[0]
 
 
@@ -72,7 +74,7 @@ def _row_group(file: Any, index: int, group: Any, columns: list[str] | None) -> 
             for row in _rows(batch):
                 done += 1
                 yield row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = f"damaged row group: {_first_line(error)}"
@@ -128,7 +130,7 @@ def read_arrow(unit: Unit, choose: Choose | None = None) -> Iterator[Record]:
                 for row in _checked_rows(batch if columns is None else batch.select(columns)):
                     number += 1
                     yield number, row
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, MemoryError) as error:
             raise _damaged(error, "arrow") from None
 
 
