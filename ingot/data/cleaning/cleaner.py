@@ -43,10 +43,19 @@ class Cleaner:
     def __init__(self, section: Cleaning, folder: Path) -> None:
         """`folder` is the one that `prepare_cleaning` wrote."""
         self.section, self.folder = section, folder
-        self._last: tuple[str, str | None, str, Counter[str]] | None = None
+        self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"section": self.section, "folder": self.folder, "_last": None}
+        return {"section": self.section, "folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Judging and cleaning need the same things, so those of the last document are kept."""
+        self._lines: tuple[str, str | None, str, Counter[str]] | None = None
+        self._cleaned: tuple[str, str, Counter[str]] | None = None
 
     def judge(self, text: str) -> str | None:
         """Why the document is dropped, or None; `text` is the document as it was read."""
@@ -67,8 +76,13 @@ class Cleaner:
 
     def clean(self, text: str) -> tuple[str, Counter[str]]:
         """The text without removed lines, benchmarks' spans and personal data, and how many of each there were."""
-        _, text, counts = self._without_lines(text)
-        counts = counts.copy()
+        if self._cleaned is None or self._cleaned[0] != text:
+            self._cleaned = (text, *self._clean(text))
+        return self._cleaned[1], self._cleaned[2].copy()
+
+    def _clean(self, text: str) -> tuple[str, Counter[str]]:
+        _, text, lines = self._without_lines(text)
+        counts = lines.copy()
         if self._benchmarks is not None and self._benchmarks.section.action == "span":
             text, spans = self._benchmarks.cut(text)
             counts += spans
@@ -93,12 +107,12 @@ class Cleaner:
         return f"decontaminate: {matches[0].benchmark}" if matches else None
 
     def _without_lines(self, text: str) -> tuple[str | None, str, Counter[str]]:
-        """C4's reason, text and counts; kept until the next document, as judging and cleaning both need them."""
+        """C4's reason to drop the document, what it leaves of it and what it removed."""
         if self._c4 is None:
             return None, text, Counter()
-        if self._last is None or self._last[0] != text:
-            self._last = (text, *self._c4.edit(text))
-        return self._last[1:]
+        if self._lines is None or self._lines[0] != text:
+            self._lines = (text, *self._c4.edit(text))
+        return self._lines[1:]
 
     @cached_property
     def _splitter(self) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from ingot.recipe import InputError, nearest
+from ingot.recipe import InputError
 
 PIECES, PIECE = 3, 250  # what the model sees of a long document: characters from its beginning, middle and end
 
@@ -50,6 +50,4 @@ def unknown_languages(languages: Sequence[str]) -> Iterator[str]:
         return
     for language in languages:
         if language not in known:
-            meant = nearest(language, known)
-            hint = f"; did you mean '{meant}'?" if meant else ""
-            yield f"no model for '{language}'{hint}; it knows {', '.join(sorted(known))}"
+            yield f"'{language}' is no code of the model, such as en, de, zh; it has {', '.join(sorted(known))}"

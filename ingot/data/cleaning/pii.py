@@ -25,7 +25,8 @@ class Masker:
     def __init__(self, section: Pii) -> None:
         found = PIIFormatter()
         self.section = section
-        self.email, self.ip = found.emails_replacer.regex, found.ip_replacer.regex
+        self.email = found.emails_replacer.regex
+        self.ip = re.compile(rf"(?<![\d.])(?:{found.ip_replacer.regex.pattern})(?!\d|\.\d)")  # no part of 1.2.3.4.5
         self.public = found.ip_replacer.validator
 
     def mask(self, text: str) -> tuple[str, Counter[str]]:

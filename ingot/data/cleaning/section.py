@@ -132,15 +132,16 @@ class Filters(Section):
     def problems(self, key: str) -> Iterator[str]:
         """What is contradictory; `key` is this section's place in the recipe."""
         from ingot.data.cleaning.language import unknown_languages
-        from ingot.data.cleaning.words import splitter_problem
 
         if self.max_characters is not None and self.max_characters < self.min_characters:
             yield f"{key}.max_characters: {self.max_characters} is below min_characters {self.min_characters}"
         if self.gopher_repetition is not None:
             yield from self.gopher_repetition.problems(f"{key}.gopher_repetition")
         yield from (f"{key}.languages: {problem}" for problem in unknown_languages(self.languages))
-        if problem := splitter_problem(self.words):
-            yield f"{key}.words: {problem}"
+        if self.words != "unicode":
+            from ingot.data.cleaning.words import splitter_problem
+
+            yield from (f"{key}.words: {problem}" for problem in splitter_problem(self.words))
 
 
 class Minhash(Section):

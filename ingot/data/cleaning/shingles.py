@@ -4,6 +4,7 @@ Words are compared without case, accents and signs between them. A sign of a scr
 """
 
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,6 +17,7 @@ FOLDED = 0x20000  # characters up to here are folded; those beyond are rare ideo
 GAP, GONE = 0, 1  # in the table of folded characters: between words; as if it were not there (accents)
 DIGIT = ord("0")
 NO_SPACES = ((0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF))
+PIECE = 1 << 20  # characters hashed at once, so that memory does not grow with a long document
 PLACES = 64  # powers of a factor; longer words use them over and over
 IN_WORD, IN_RUN = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd: the golden ratio, and Evensen's mixer
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # the finaliser of SplitMix64
@@ -58,6 +60,28 @@ def different(values: Hashes) -> Hashes:
 
 def words_of(text: str, same_numbers: bool = False) -> Words:
     """The words of a text; with `same_numbers` all runs of digits are one and the same word."""
+    if len(text) <= PIECE:
+        return _words_of(text, same_numbers)
+    parts = [(begin, _words_of(text[begin:end], same_numbers)) for begin, end in _pieces(text)]
+    return Words(
+        np.concatenate([words.hashes for _, words in parts]),
+        np.concatenate([words.begins + begin for begin, words in parts]),
+        np.concatenate([words.ends + begin for begin, words in parts]),
+    )
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Begin and end of pieces that end after white space, if there is any."""
+    begin = 0
+    while begin < len(text):
+        end = begin + PIECE
+        if end < len(text):
+            end = max(text.rfind(" ", begin, end), text.rfind("\n", begin, end)) + 1 or end
+        yield begin, min(end, len(text))
+        begin = end
+
+
+def _words_of(text: str, same_numbers: bool) -> Words:
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     folded = _fold(codes)
     gone = folded == GONE

@@ -1,16 +1,17 @@
 """Words and sentences for datatrove's rules, found without a model, a download or another package."""
 
 import re
+from collections.abc import Iterator
 
 from datatrove.utils.text import TERMINAL_PUNCTUATION
 from datatrove.utils.word_tokenizers import WordTokenizer, load_tokenizer_assignments, load_word_tokenizer
 
+from ingot.data.cleaning.shingles import NO_SPACES
 from ingot.recipe import InputError, nearest
 
-# One sign of a script that writes no spaces (Thai to Burmese, Khmer, kana, ideographs) is a word of its own.
-_NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_NO_SPACES = "".join(f"{chr(first)}-{chr(last)}" for first, last in NO_SPACES)
 _WORD = re.compile(
-    rf"[{_NO_SPACES}]"
+    rf"[{_NO_SPACES}]"  # a sign of a script that writes no spaces is a word of its own
     r"|https?://\S+"
     rf"|[^\W{_NO_SPACES}]+(?:(?:[.,]|[-:/](?=\d))[^\W{_NO_SPACES}]+)*"  # house, 3.14, U.S, 10:43
     r"|(?<=\w)['’]\w+"  # don't is don and 't
@@ -55,11 +56,10 @@ def word_splitter(words: str) -> WordTokenizer:
     return splitter
 
 
-def splitter_problem(words: str) -> str | None:
+def splitter_problem(words: str) -> Iterator[str]:
     """What is wrong with the recipe's `words`, without loading the splitter."""
-    known = {"unicode": None, **load_tokenizer_assignments()}
-    if words not in known:
-        meant = nearest(words, {str(k) for k in known})
+    known = load_tokenizer_assignments()
+    if words != "unicode" and words not in known:
+        meant = nearest(words, {"unicode", *known})
         hint = f"; did you mean '{meant}'?" if meant else ""
-        return f"no splitter for '{words}'{hint}; `unicode` takes any language"
-    return None
+        yield f"no splitter for '{words}'{hint}; `unicode` takes any language"

@@ -6,7 +6,26 @@ from dataclasses import dataclass
 
 from ingot.data.cleaning.shingles import words_of
 
-SYLLABLES = ["ba", "co", "da", "fe", "gi", "ho", "ju", "ka", "lo", "mi", "nu", "pe", "ra", "so", "ti", "vu", "we", "zo"]
+SYLLABLES = [
+    "ba",
+    "co",
+    "da",
+    "fe",
+    "gi",
+    "ho",
+    "ju",
+    "ka",
+    "lo",
+    "mi",
+    "nu",
+    "pe",
+    "ra",
+    "so",
+    "ti",
+    "vu",
+    "we",
+    "zo",
+]
 
 
 @dataclass(frozen=True)

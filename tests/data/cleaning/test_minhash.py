@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ingot.data.cleaning.minhash import Signer, SignatureWriter, files_of, near_duplicates
+from ingot.data.cleaning.minhash import SignatureWriter, Signer, files_of, near_duplicates
 from ingot.data.cleaning.section import Minhash
 
 from .planted import edited, invented, plant, similarity
