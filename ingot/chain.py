@@ -210,8 +210,11 @@ def start(link: Link, request: Request) -> int:
 
 
 def exit_code(code: int, interrupted: bool) -> int:
-    """A stage's exit code from its process's: accelerate ends with 1 whatever its workers end with."""
-    if code and interrupted:
+    """A stage's exit code from its process's: accelerate ends with 1 whatever its workers end with.
+
+    A stage that was told to stop ends the chain even when it was just done.
+    """
+    if interrupted:
         return 130
     return 128 - code if code < 0 else 3 if code == 1 else code
 

@@ -175,6 +175,8 @@ def _input_problem(recipe: Recipe, path: Path, marker: StageFolder) -> str | Non
         if not path.exists()
         else f"is not an output of {stage}"
     )
+    if marker.hub and recipe.source and not (folder / f"{stage}.yaml").is_file():
+        return f"{path} {state}; put the folder there, as {recipe.source} says"
     return f"{path} {state}; make it with: ingot {stage} --config {folder / (stage + '.yaml')} --run.dir {path}"
 
 

@@ -300,7 +300,7 @@ def test_a_headline_needs_no_model_called_base() -> None:
 @pytest.mark.parametrize(
     ("code", "interrupted", "expected"),
     [(0, False, 0), (2, False, 2), (3, False, 3), (130, False, 130), (1, False, 3), (-9, False, 137), (1, True, 130)]
-    + [(-2, True, 130), (0, True, 0)],
+    + [(-2, True, 130), (0, True, 130)],
 )
 def test_exit_codes_of_processes(code: int, interrupted: bool, expected: int) -> None:
     assert chain.exit_code(code, interrupted) == expected

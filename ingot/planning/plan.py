@@ -66,8 +66,7 @@ def _tokens_of_epochs(recipe: Any, epochs: float) -> float | None:
 
     if not (recipe.data.shards / MANIFEST).is_file():
         return None
-    found = read_manifest(recipe.data.shards)["results"].get("train_tokens")
-    return None if found is None else epochs * found
+    return epochs * float(read_manifest(recipe.data.shards)["results"]["splits"]["train"]["tokens"])
 
 
 def subject_of_hf(path: Path, words: Any) -> Subject:

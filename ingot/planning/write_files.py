@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from ingot.planning.grid import Shape
 from ingot.planning.machine import Machine
 from ingot.planning.scaling import counted_parameters
 from ingot.planning.show import amount, duration, percent, size
@@ -196,7 +197,7 @@ def model_rows(plan: Plan) -> list[Row]:
         ("intermediate_size", shape.intermediate_size, ""),
         ("num_hidden_layers", shape.num_hidden_layers, ""),
         ("num_attention_heads", shape.num_attention_heads, ""),
-        ("num_key_value_heads", shape.num_key_value_heads, "fewer than query heads: a smaller cache when it talks"),
+        ("num_key_value_heads", shape.num_key_value_heads, _of_groups(shape)),
         ("head_dim", shape.head_dim, ""),
         ("qk_norm", True, "as Qwen3: other runtimes read the export, and a higher learning rate is borne"),
         ("tie_word_embeddings", wish.tied, why_tied),
@@ -272,3 +273,9 @@ def plan_rows(plan: Plan) -> list[Row]:
     if plan.wish.machine.usd_per_gpu_hour is not None:
         rows.append(("usd_per_gpu_hour", plan.wish.machine.usd_per_gpu_hour, ""))
     return rows
+
+
+def _of_groups(shape: Shape) -> str:
+    if shape.num_key_value_heads == shape.num_attention_heads:
+        return "as many as query heads: no smaller number gives multiples of 128"
+    return "fewer than query heads: a smaller cache when it talks"
