@@ -72,15 +72,13 @@ def import_tokenizer(source: Path, target: Path, texts: Iterable[str], allow_los
 def read_foreign(source: Path) -> Foreign:
     """Reads the file or folder.
 
-    Raises: InputError when it is neither, or has no form in the tokenizers library.
+    Raises: InputError when it cannot be read, or has no form in the tokenizers library.
     """
     if source.is_file():
         from ingot.tokenization.sentencepiece_model import read_sentencepiece
 
         model = read_sentencepiece(source)
         return Foreign(model.tokenizer, model.names, None, model.encode, True, model.score)
-    if not source.is_dir():
-        raise InputError(f"tokenizer.from: {source} does not exist; name a folder or a SentencePiece .model file")
     from ingot.loading import load_tokenizer
 
     loaded: Any = load_tokenizer(source)

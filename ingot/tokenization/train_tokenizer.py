@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ingot.data.sources import Corpus
-from ingot.recipe import FilePath, Recipe, Section
+from ingot.recipe import FilePath, InputError, Recipe, Section
 from ingot.runs import get_logger, open_run, progress
 from ingot.tokenization.build import (
     SMALLEST_VOCABULARY,
@@ -67,8 +67,6 @@ class TokenizerSection(Section):
             if self.allow_lossy:
                 yield "tokenizer.allow_lossy: only with tokenizer.from; what is trained here loses nothing"
             return
-        if not self.from_.exists():
-            yield f"tokenizer.from: {self.from_} does not exist; name a folder or a SentencePiece .model file"
         for key in ("vocab_size", "model", "pre_tokenizer", "max_bytes"):
             if key in self.model_fields_set and getattr(self, key) is not None:
                 yield f"tokenizer.{key}: leave it out; it comes with the tokenizer in tokenizer.from"
@@ -93,11 +91,23 @@ class TokenizerRecipe(Recipe, stage="train_tokenizer"):
     def source_files(self) -> Iterator[Path]:
         if self.data is not None:
             yield from self.data.files()
-        source = self.tokenizer.from_
-        if source is not None and source.is_dir():
-            yield from sorted(f for f in source.iterdir() if f.is_file() and f.name.startswith(TOKENIZER_FILES))
-        elif source is not None:
-            yield source
+        if (source := self.tokenizer.from_) is not None:
+            yield from files_of(source)
+
+
+def files_of(source: Path) -> Iterator[Path]:
+    """The files that a tokenizer from elsewhere consists of.
+
+    Raises: InputError when there are none.
+    """
+    found = [source] if source.is_file() else []
+    if source.is_dir():
+        found = sorted(f for f in source.iterdir() if f.is_file() and f.name.startswith(TOKENIZER_FILES))
+    if not found:
+        raise InputError(
+            f"tokenizer.from: {source} is neither a folder with a tokenizer nor a SentencePiece .model file"
+        )
+    yield from found
 
 
 def run(recipe: TokenizerRecipe) -> dict[str, Any]:

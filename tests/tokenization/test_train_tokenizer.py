@@ -104,7 +104,6 @@ def test_a_changed_source_is_taken_over_again(tmp_path: Path, folders: dict[str,
             r"tokenizer\.vocab_size: unigram needs at least 356 entries, not 300",
         ),
         ({"vocab_size": 300, "allow_lossy": True}, r"tokenizer\.allow_lossy: only with tokenizer\.from"),
-        ({"from": "nowhere"}, r"tokenizer\.from: nowhere does not exist; name a folder or a SentencePiece \.model"),
         ({"from": ".", "vocab_size": 300}, r"tokenizer\.vocab_size: leave it out; it comes with the tokenizer"),
         ({"from": ".", "pre_tokenizer": "gpt2"}, r"tokenizer\.pre_tokenizer: leave it out"),
         ({"vocab_size": 300, "pre_tokenizer": "gpt5"}, r"tokenizer\.pre_tokenizer"),
@@ -113,6 +112,11 @@ def test_a_changed_source_is_taken_over_again(tmp_path: Path, folders: dict[str,
 def test_contradictions_are_named(tmp_path: Path, tokenizer: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         recipe_of(tmp_path, tokenizer)
+
+
+def test_a_source_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tokenizer\.from: nowhere is neither a folder with a tokenizer nor a Sent"):
+        run(recipe_of(tmp_path, {"from": "nowhere"}, corpus=False))
 
 
 def test_training_needs_a_corpus(tmp_path: Path) -> None:
