@@ -26,7 +26,7 @@ LONGEST = 1 << 26  # characters; a document that cannot be cut may have so many
 IN_FLIGHT = 2  # batches that are being tokenised or wait to be written
 # A word of the regexes below ends between these, whatever follows: none of them lets a word that ends in one of the
 # letters take in a blank, a line end or this punctuation.
-SAFE = re.compile(r"[A-Za-z\u3040-\u30ff\u4e00-\u9fff](?=[ \n\u3002\uff0c\u3001])")
+SAFE = re.compile(r"[A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff](?=[ \n\u3002\uff0c\u3001])")
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SAFE_REGEXES = {

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ingot.files import naming_full_disk, read_json, write_json
-from ingot.hashing import set_aside
+from ingot.hashing import changed_file, set_aside
+from ingot.runs import get_logger
+
+logger = get_logger(__name__)
 
 WORK = ".parts"  # what a run keeps besides its result, so that a changed recipe need not do all again
 
@@ -62,6 +65,14 @@ class Parts:
                     missing.remove(rank)
                     taken += 1
         return taken
+
+    def forget_damaged(self) -> None:
+        """Reads every byte of the finished parts; one that is not as it was written has to be made again."""
+        for rank, record in self._all().items():
+            files = {str(self.path(rank, role).relative_to(self.root)): file for role, file in record["files"].items()}
+            if changed := changed_file(self.root, files):
+                logger.info("%s: making it again", changed)
+                self._record(rank).unlink()
 
     def _all(self) -> dict[int, dict[str, Any]]:
         paths = sorted((self.root / WORK).glob(f"{self.kind}-*.json"))

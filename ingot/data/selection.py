@@ -15,11 +15,12 @@ from ingot.data.decisions import Decisions, decide
 from ingot.data.documents import REASON
 from ingot.data.executors import DataRun, run_tasks
 from ingot.data.parts import WORK, Parts
+from ingot.data.shard_writer import remove_partial_files
 from ingot.data.sources import Corpus, list_units
 from ingot.data.splits import SPLITS
 from ingot.data.tasks import Task, judged_key, make_tasks, text_key
 from ingot.recipe import InputError
-from ingot.runs import get_logger, sha256_json
+from ingot.runs import DOUBTED, get_logger, sha256_json
 
 logger = get_logger(__name__)
 
@@ -76,6 +77,7 @@ def select_documents(
     Raises: InputError for anything wrong in the sources, or when no document is left.
     """
     (folder / WORK).mkdir(parents=True, exist_ok=True)
+    remove_partial_files(folder / WORK)
     tasks = make_tasks(list_units(corpus.sources))
     benchmarks = prepare_cleaning(corpus, folder / WORK / "benchmarks")
     cleaner = Cleaner(corpus, folder / WORK / "benchmarks")
@@ -111,6 +113,8 @@ def _metadata(corpus: Corpus, held_out: bool) -> Collection[str] | None:
 def _judge(chosen: Selection, run: DataRun) -> Decisions:
     """The first pass, and the decisions that need all documents."""
     parts = Parts(chosen.folder, "judged", pipeline.JUDGED)
+    if (chosen.folder / DOUBTED).is_file():
+        parts.forget_damaged()
     keys = [judged_key(text, chosen.corpus) for text in chosen.texts]
     taken = parts.take_over(keys)
     missing = parts.missing(keys)

@@ -21,6 +21,7 @@ from ingot.data.sources import Corpus
 from ingot.data.splits import SPLITS
 from ingot.data.tasks import Task, shards_key
 from ingot.files import describe_file, naming_full_disk
+from ingot.runs import DOUBTED
 
 DROPPED_TEXTS = "dropped"
 SHARDS = {f"{split}.{kind}": f"{TOKENS}/{split}-{{rank}}.{kind}" for split in SPLITS for kind in ("bin", "ends")}
@@ -120,9 +121,10 @@ def write_shards(chosen: Selection, tokens: Tokens, run: DataRun) -> Parts:
     Raises: InputError for anything wrong in the sources, or when no document is left.
     """
     parts = Parts(chosen.folder, "shards", SHARDS)
-    for path in (parts.path(0, "train.bin"), parts.path(0, f"{SPLITS[1]}.jsonl")):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_partial_files(path.parent)
+    (chosen.folder / TOKENS).mkdir(exist_ok=True)
+    remove_partial_files(chosen.folder / TOKENS)
+    if (chosen.folder / DOUBTED).is_file():
+        parts.forget_damaged()
     pairs = zip(chosen.texts, chosen.keys, strict=True)
     keys = [shards_key(text, decisions, tokens.key, chosen.corpus) for text, decisions in pairs]
     taken = parts.take_over(keys)
