@@ -75,6 +75,8 @@ def evaluation_bytes(architecture: Architecture, setup: TrainingSetup, formats: 
     tokens = setup.eval_micro_batch * setup.seq_length
     width, widest = architecture.hidden_size, max(layer.ffn_width for layer in architecture.layers)
     inside = tokens * (2 * formats.residual * width + formats.norm * width + formats.compute * (width + 3 * widest))
-    rows = min(tokens, chunk_rows(architecture, total_memory))
-    head = tokens * 2 * formats.residual * width + (8 + formats.compute % 4) * rows * architecture.vocab_size
-    return max(inside, head)
+    rows = chunk_rows(architecture, total_memory)
+    plain = setup.loss_implementation == "plain" or (setup.loss_implementation == "auto" and tokens <= rows)
+    logits = (8 + formats.compute % 4) * tokens if plain else 8 * min(tokens, rows)
+    head = tokens * formats.residual * width + logits * architecture.vocab_size
+    return max(inside, head + formats.head_copy * architecture.input_embedding)
