@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ingot.data.cleaning.benchmarks import benchmark_files, benchmark_rows, name_of
 from ingot.data.cleaning.section import Decontaminate
 from ingot.data.cleaning.shingles import Hashes, Words, different, words_of
-from ingot.runs import read_json, write_json
+from ingot.runs import read_json, sha256_file, write_json
 
 AT_ONCE = 1 << 20  # characters of a benchmark hashed at once
 TABLE_BITS = 24  # a table of this many bits in an address sorts out nearly all runs of a document
@@ -41,16 +41,17 @@ def benchmark_names(section: Decontaminate) -> list[str]:
 
 
 def build_index(section: Decontaminate, folder: Path) -> list[dict[str, Any]]:
-    """Reads the benchmarks and writes their runs of words to `folder`; an index that is there already is kept.
+    """Reads the benchmarks and writes their runs of words to `folder`; an index of the same files is kept.
 
     Returns: for every benchmark its name, rows, rows that are long enough to be found, and runs of words.
     Raises: InputError for a file that is not there or cannot be read.
     """
-    if (folder / INFO).is_file():
-        return list(read_json(folder / INFO))
+    made_of = _made_of(section)
+    if (folder / INFO).is_file() and (found := read_json(folder / INFO))["made_of"] == made_of:
+        return list(found["benchmarks"])
     folder.mkdir(parents=True, exist_ok=True)
-    names = benchmark_names(section)
-    parts = {name: _Part() for name in names}
+    (folder / INFO).unlink(missing_ok=True)  # comes last, so that an index with it is whole
+    parts = {name: _Part() for name in benchmark_names(section)}
     for i, benchmark in enumerate(section.benchmarks):
         for path in benchmark_files(benchmark, f"data.decontaminate.benchmarks.{i}"):
             parts[name_of(benchmark, path)].read(benchmark_rows(benchmark, path), section)
@@ -64,8 +65,14 @@ def build_index(section: Decontaminate, folder: Path) -> list[dict[str, Any]]:
         {"name": name, "rows": part.rows, "rows_long_enough": part.found, "runs": len(part.keys())}
         for name, part in parts.items()
     ]
-    write_json(folder / INFO, info)
+    write_json(folder / INFO, {"made_of": made_of, "benchmarks": info})
     return info
+
+
+def _made_of(section: Decontaminate) -> dict[str, Any]:
+    """What the index depends on: the recipe, and the content of the files."""
+    keys = section.model_dump(mode="json", exclude={"action", "span_margin"})
+    return {"keys": keys, "files": {str(path): sha256_file(path) for path in decontamination_files(section)}}
 
 
 @dataclass
@@ -133,7 +140,7 @@ class BenchmarkIndex:
 
     @cached_property
     def _loaded(self) -> tuple[Hashes, Hashes, NDArray[np.uint16], list[str]]:
-        names = [entry["name"] for entry in read_json(self.folder / INFO)]
+        names = [entry["name"] for entry in read_json(self.folder / INFO)["benchmarks"]]
         heads, keys, owners = (np.load(self.folder / f"{name}.npy", "r") for name in ("heads", "keys", "owners"))
         return heads, keys, owners, names
 

@@ -2,23 +2,26 @@
 
 import io
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
 from ingot.data.cleaning.section import KeepDropped
+from ingot.data.shard_writer import PartialFile
 
 
 class DropWriter:
-    """Writes {id, reason, text} lines to a .jsonl.zst file, which takes its name when it is closed."""
+    """Writes {id, reason, text} lines to a .jsonl.zst file, which takes its name when it is closed.
+
+    Raises: InputError that names the file when the disk is full.
+    """
 
     def __init__(self, path: Path, section: KeepDropped) -> None:
         import zstandard
 
         self.path, self.limit = path, section.per_reason
-        self.part = path.with_name(f"{path.name}.tmp")
-        self.raw = open(self.part, "wb")  # noqa: SIM115 - closed in close()
-        self.file = io.TextIOWrapper(zstandard.ZstdCompressor().stream_writer(self.raw), encoding="utf-8", newline="")
+        self.raw = PartialFile(path)
+        packed = zstandard.ZstdCompressor().stream_writer(self.raw, closefd=False)  # type: ignore[arg-type]
+        self.file = io.TextIOWrapper(packed, encoding="utf-8", newline="")
         self.counts: Counter[str] = Counter()
 
     def add(self, identity: str, reason: str, text: str) -> None:
@@ -33,5 +36,4 @@ class DropWriter:
         """Finishes the file. Returns how many documents of each reason it holds."""
         self.file.close()
         self.raw.close()
-        os.replace(self.part, self.path)
         return dict(self.counts)

@@ -4,17 +4,18 @@ The method is Broder's (1997) with banding, and its numbers mean what they mean 
 so that numpy can take a whole document at once; datatrove's step hashes every run of words with SHA-1 in Python.
 """
 
-import os
+import io
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ingot.data.cleaning.section import Minhash
 from ingot.data.cleaning.shingles import Hashes, mixed, words_of
+from ingot.data.shard_writer import PartialFile
+from ingot.files import naming_full_disk
 
 Ids = NDArray[np.int64]  # task << 32 | number of the document in its task: sorted, they are in reading order
 Edges = tuple[Ids, Ids]  # pairs of documents, the earlier one first
@@ -63,58 +64,48 @@ class Signer:
 
 
 class SignatureWriter:
-    """Writes the keys of one task's documents; the files appear when the task is closed."""
+    """Writes the keys of one task's documents; the files appear when the task is closed.
+
+    Raises: InputError that names the file when the disk is full.
+    """
 
     def __init__(self, folder: Path, rank: int, section: Minhash) -> None:
         self.folder, self.rank = folder, rank
         self.signer = Signer(section)
         self.row = np.dtype([("document", "<u4"), ("keys", "<u8", section.num_buckets)])
-        self.part = folder / f"near-{rank:05d}.part"
-        self.file: BinaryIO = open(self.part, "wb")  # noqa: SIM115 - closed in close()
+        self.rows = PartialFile(folder / f"near-{rank:05d}.rows")
 
     def add(self, number: int, text: str) -> None:
         """Notes a document; `number` counts the documents of this task and only grows."""
         keys = self.signer.keys(text)
         if keys is not None:
-            self.file.write(np.array((number, keys), self.row).tobytes())
+            self.rows.write(np.array((number, keys), self.row).tobytes())
 
     def close(self) -> None:
         """Sorts what was noted, bucket by bucket."""
-        self.file.close()
-        size = self.part.stat().st_size // self.row.itemsize
-        rows = np.memmap(self.part, self.row, "r", shape=(size,)) if size else np.empty(0, self.row)
-        shape = (self.signer.section.num_buckets, size)
-        documents, keys = files_of(self.folder, self.rank)
-        with _NpyFile(documents, "<u4", shape) as document_file, _NpyFile(keys, "<u8", shape) as key_file:
-            for bucket in range(shape[0]):
-                column = np.ascontiguousarray(rows["keys"][:, bucket])
-                order = np.argsort(column, kind="stable")
-                document_file.add(rows["document"][order])
-                key_file.add(column[order])
+        with naming_full_disk(self.rows.path):
+            self.rows.file.flush()
+        shape = (self.signer.section.num_buckets, self.rows.size // self.row.itemsize)
+        rows = np.memmap(self.rows.partial, self.row, "r") if shape[1] else np.empty(0, self.row)
+        files = [PartialFile(path) for path in files_of(self.folder, self.rank)]
+        for file, dtype in zip(files, ("<u4", "<u8"), strict=True):
+            file.write(_npy_header(dtype, shape))
+        for bucket in range(shape[0]):
+            keys = np.ascontiguousarray(rows["keys"][:, bucket])
+            order = np.argsort(keys, kind="stable")
+            files[0].write(rows["document"][order].tobytes())
+            files[1].write(keys[order].tobytes())
+        for file in files:
+            file.close()
         del rows
-        self.part.unlink()
+        self.rows.close(keep=False)
 
 
-class _NpyFile:
-    """A .npy file that is written row by row and takes its name when it is whole."""
-
-    def __init__(self, path: Path, dtype: str, shape: tuple[int, int]) -> None:
-        self.path, self.dtype, self.shape = path, dtype, shape
-        self.part = path.with_suffix(".tmp")
-
-    def __enter__(self) -> "_NpyFile":
-        self.file = open(self.part, "wb")  # noqa: SIM115 - closed in __exit__
-        header = {"descr": self.dtype, "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(self.file, header)
-        return self
-
-    def add(self, row: NDArray[np.generic]) -> None:
-        self.file.write(np.ascontiguousarray(row, self.dtype).tobytes())
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.file.close()
-        if kind is None:
-            os.replace(self.part, self.path)
+def _npy_header(dtype: str, shape: tuple[int, int]) -> bytes:
+    """The first bytes of a .npy file."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return header.getvalue()
 
 
 def files_of(folder: Path, rank: int) -> tuple[Path, Path]:

@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from ingot.data.cleaning import decontamination
 from ingot.data.cleaning.cleaner import Cleaner, cleaning_reasons, prepare_cleaning
 from ingot.data.cleaning.decontamination import BenchmarkIndex, build_index, decontamination_files
 from ingot.data.cleaning.section import Benchmark, Cleaning, Decontaminate
@@ -101,12 +102,23 @@ def test_the_span_alone_is_cut_out_and_counted(tmp_path: Path, benchmarks: dict[
     assert made.judge(QUESTION) is None and wide.judge(QUESTION) == "empty"
 
 
-def test_the_index_says_what_it_holds_and_is_built_once(tmp_path: Path, benchmarks: dict[str, Path]) -> None:
+def test_the_index_says_what_it_holds_and_is_built_once(
+    tmp_path: Path, benchmarks: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = section(benchmarks)
     info = build_index(made, tmp_path / "index")
     assert info[0] == {"name": "sums/test", "rows": 2, "rows_long_enough": 1, "runs": len(QUESTION.split()) - 12}
-    benchmarks["sums"].unlink()
-    assert build_index(made, tmp_path / "index") == info
+    with monkeypatch.context() as patch:
+        patch.setattr(decontamination, "words_of", None)  # would fail if it were called
+        assert build_index(made, tmp_path / "index") == info
+
+
+def test_the_index_is_built_again_for_other_files_and_other_keys(tmp_path: Path, benchmarks: dict[str, Path]) -> None:
+    build_index(section(benchmarks), tmp_path / "index")
+    fewer = build_index(section(benchmarks, ngram=20), tmp_path / "index")
+    assert fewer[0]["runs"] == len(QUESTION.split()) - 19
+    benchmarks["sums"].write_bytes(gzip.compress(json.dumps({"question": "Who?"}).encode()))
+    assert build_index(section(benchmarks, ngram=20), tmp_path / "index")[0]["runs"] == 0
 
 
 def test_a_run_in_two_benchmarks_belongs_to_the_first(tmp_path: Path) -> None:
