@@ -27,6 +27,34 @@ STAGES = {
 }
 # stages that also take a folder in place of a recipe: `ingot chat runs/quickstart/export`
 FOLDER_STAGES = ("serve", "chat")
+# command -> subject -> (module, function that takes the words after it, meaning)
+TOOLS = {
+    "inspect": {
+        "tokenizer": ("ingot.tokenization.inspect_tokenizer", "inspect_tokenizer_command", "a tokenizer, looked at"),
+    },
+    "benchmark": {
+        "memory": ("ingot.benchmark.memory", "main", "the planner's memory estimate against real training steps"),
+        "tokenizer": ("ingot.benchmark.tokenizer_training", "tokenizer_training_command", "BPE training beside others"),
+    },
+}
+
+
+def tool(arguments: Sequence[str]) -> None:
+    """Runs `ingot inspect ...` or `ingot benchmark ...`.
+
+    Raises: InputError for a subject that there is not.
+    """
+    name, subjects = arguments[0], TOOLS[arguments[0]]
+    wanted = arguments[1] if len(arguments) > 1 else "--help"
+    if wanted in ("--help", "-h"):
+        print("\n".join(f"ingot {name} {subject:<12} {meaning}" for subject, (*_, meaning) in subjects.items()))
+        return
+    if wanted not in subjects:
+        near = nearest(wanted, set(subjects))
+        hint = f"did you mean '{near}'? " if near else ""
+        raise InputError(f"ingot {name}: there is no '{wanted}'; {hint}there are {', '.join(subjects)}")
+    module, function, _ = subjects[wanted]
+    getattr(importlib.import_module(module), function)(arguments[2:])
 
 
 def stage_of(name: str) -> str:
@@ -64,6 +92,8 @@ def usage() -> str:
         f"ingot {__version__}: make your own language model\n",
         "ingot run FOLDER       every stage of a folder of recipes",
         "ingot plan COMMAND     parameters, memory, time, money and loss before anything runs",
+        "ingot inspect WHAT     look at a result",
+        "ingot benchmark WHAT   the project's measurements, one table each",
     ]
     for stage in STAGES:
         meaning = (recipe_class(stage).__doc__ or "").strip().split("\n")[0]
@@ -87,6 +117,8 @@ def command(arguments: Sequence[str]) -> None:
         from ingot.planning.commands import plan_command
 
         plan_command(arguments[1:], load_stage)
+    elif arguments[0] in TOOLS:
+        tool(arguments)
     else:
         stage, rest = stage_of(arguments[0]), list(arguments[1:])
         if stage in FOLDER_STAGES and rest and not rest[0].startswith("-"):

@@ -144,7 +144,7 @@ def _describe(candidate: Candidate, words: Any, machine: Machine, hours: float |
         num_gpus=machine.num_gpus, optimizer=words.optimizer, gradient_checkpointing=words.gradient_checkpointing,
     )  # fmt: skip
     total = machine.gpu.memory_bytes if machine.gpu else None
-    peak = estimate_memory(candidate.architecture, setup, total_memory=total).peak_bytes
+    estimate = estimate_memory(candidate.architecture, setup, total_memory=total)
     return {
         "shape": vars(candidate.shape),
         "parameters": candidate.architecture.total,
@@ -152,6 +152,6 @@ def _describe(candidate: Candidate, words: Any, machine: Machine, hours: float |
         "tokens": candidate.tokens,
         "loss": candidate.loss,
         "hours": hours,
-        "memory_bytes": peak,
-        "fits": None if machine.memory is None else peak <= machine.memory,
+        "memory_bytes": estimate.peak_bytes,
+        "fits": None if machine.memory is None else estimate.fits(machine.memory),
     }

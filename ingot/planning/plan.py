@@ -150,10 +150,10 @@ def _memory(architecture: Architecture, setup: TrainingSetup, machine: Machine) 
         "kv_cache_bytes_per_token": kv_cache_bytes_per_token(architecture),
     }  # fmt: skip
     if machine.memory is not None:
-        memory["fits"] = estimate.peak_bytes <= machine.memory
+        memory["fits"] = estimate.fits(machine.memory)
         memory["settings_that_fit"] = [] if memory["fits"] else [
             {"change": change, "peak_bytes": found.peak_bytes}
-            for _, found, change in settings_that_fit(architecture, setup, machine.memory)
+            for _, found, change in settings_that_fit(architecture, setup, machine.memory, known)
         ]  # fmt: skip
     return memory
 
