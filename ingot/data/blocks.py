@@ -7,13 +7,14 @@ import io
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ingot.data.listing import compression_of, open_file
 from ingot.data.sources import Unit
 from ingot.recipe import InputError
 
 BLOCK = 4 << 20  # bytes
+FINER = (2048, 1)  # bytes; of a block in which damage is met, the library gives nothing
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 # first bytes -> what the file is, whatever its name says
@@ -46,21 +47,20 @@ def read_blocks(unit: Unit, begin: int = 0, end: int | None = None) -> Iterator[
     """
     assert unit.path is not None
     codec = compression_of(unit.path)
-    with ExitStack() as stack:
-        file = stack.enter_context(open_file(unit.path))
-        if end is not None:
-            yield from _range(unit, file, begin, end)
-            return
-        blocks = _plain(file) if codec is None else _decompressed(stack, file, CODECS[codec])
-        for i, block in enumerate(blocks):
-            if i == 0:
-                _check_kind(block)
-            yield block
-
-
-def _plain(file: BinaryIO) -> Iterator[bytes]:
-    while block := file.read(BLOCK):
+    if end is not None:
+        yield from _range(unit, begin, end)
+        return
+    blocks = _plain(unit.path) if codec is None else _decompressed(unit.path, CODECS[codec])
+    for i, block in enumerate(blocks):
+        if i == 0:
+            _check_kind(block)
         yield block
+
+
+def _plain(path: str) -> Iterator[bytes]:
+    with open_file(path) as file:
+        while block := file.read(BLOCK):
+            yield block
 
 
 def _check_kind(block: bytes) -> None:
@@ -69,31 +69,53 @@ def _check_kind(block: bytes) -> None:
         raise DamagedFile(f"its first bytes say that it is {kind}, not what its name says")
 
 
-def _decompressed(stack: ExitStack, file: BinaryIO, codec: str) -> Iterator[bytes]:
+def _decompressed(path: str, codec: str) -> Iterator[bytes]:
+    """Raises: DamagedFile after the last byte that can be had."""
+    done = 0
+    for size in (BLOCK, *FINER):
+        try:
+            for block in _stream(path, codec, size, done):
+                done += len(block)
+                yield block
+            return
+        except DamagedFile:
+            if size == FINER[-1]:
+                raise
+
+
+def _stream(path: str, codec: str, size: int, skip: int = 0) -> Iterator[bytes]:
+    """What comes out of a compressed file after the first `skip` bytes, `size` bytes at a time."""
     import pyarrow
 
-    source = stack.enter_context(pyarrow.PythonFile(file, "r"))
-    stream = stack.enter_context(pyarrow.CompressedInputStream(source, codec))
-    while True:
-        try:
-            block = stream.read(BLOCK)
-        except OSError as error:
-            if error.errno is not None:  # of the disk, not of the contents
-                raise
-            raise DamagedFile(f"truncated or damaged: {error}") from None
-        if not block:
-            return
-        yield block
+    with ExitStack() as stack:
+        file = stack.enter_context(open_file(path))
+        source = stack.enter_context(pyarrow.PythonFile(file, "r"))
+        stream = stack.enter_context(pyarrow.CompressedInputStream(source, codec))
+        while block := _next_block(stream, min(BLOCK, skip) if skip else size):
+            if not skip:
+                yield block
+            skip = max(0, skip - len(block))
 
 
-def _range(unit: Unit, file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
-    file.seek(begin)
-    while begin < end:
-        block = file.read(min(BLOCK, end - begin))
-        if not block:
-            raise InputError(f"{unit.path}: ends before its {unit.size} bytes; it changed while it was read")
-        begin += len(block)
-        yield block
+def _next_block(stream: Any, size: int) -> bytes:
+    try:
+        return bytes(stream.read(size))
+    except OSError as error:
+        if error.errno is not None:  # of the disk, not of the contents
+            raise
+        raise DamagedFile(f"truncated or damaged: {error}") from None
+
+
+def _range(unit: Unit, begin: int, end: int) -> Iterator[bytes]:
+    assert unit.path is not None
+    with open_file(unit.path) as file:
+        file.seek(begin)
+        while begin < end:
+            block = file.read(min(BLOCK, end - begin))
+            if not block:
+                raise InputError(f"{unit.path}: ends before its {unit.size} bytes; it changed while it was read")
+            begin += len(block)
+            yield block
 
 
 def range_of(unit: Unit, separator: bytes) -> tuple[int, int]:

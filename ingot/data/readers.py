@@ -12,7 +12,7 @@ import orjson
 
 from ingot.data.blocks import DamagedFile, Piece, TooLong, numbered_pieces, read_blocks
 from ingot.data.csv_rows import read_csv
-from ingot.data.rows import BadRow, Choose, Record, Row, not_utf8, place_of, refusal, too_long
+from ingot.data.rows import BadRow, Choose, Record, Row, not_utf8, place_of, position_of, refusal, too_long
 from ingot.data.sources import Unit
 from ingot.data.tables import read_arrow, read_hub, read_parquet
 from ingot.recipe import InputError
@@ -44,7 +44,8 @@ def read_records(unit: Unit, choose: Choose | None = None) -> Iterator[Record]:
             found = True
             yield position, row
     except DamagedFile as error:
-        yield position, BadRow("damaged_file", f"{error}{_after(unit, position)}")
+        after = f" (after {position_of(unit, position)})" if position else ""
+        yield position, BadRow("damaged_file", f"{error}{after}")
         return
     except FileNotFoundError:
         raise InputError(f"{unit.place}: the file has vanished") from None
@@ -52,10 +53,6 @@ def read_records(unit: Unit, choose: Choose | None = None) -> Iterator[Record]:
         raise InputError(f"{unit.place}: cannot be read: {error}") from None
     if not found and unit.path is not None and not unit.is_part:
         yield 0, BadRow("empty_file", "the file is empty; remove it from the sources")
-
-
-def _after(unit: Unit, position: int) -> str:
-    return f" (after {place_of(unit, position).removeprefix(unit.place).lstrip(': ') or 0})" if position else ""
 
 
 def _reader(unit: Unit, choose: Choose | None) -> Iterator[Record]:

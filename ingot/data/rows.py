@@ -34,9 +34,15 @@ Record = tuple[int, Row | BadRow]
 
 def place_of(unit: Unit, position: int) -> str:
     """What an error message calls a row of a unit."""
+    name = position_of(unit, position)
+    return f"{unit.place}:{position}" if name.startswith("line ") and not unit.is_part else f"{unit.place}: {name}"
+
+
+def position_of(unit: Unit, position: int) -> str:
+    """The position of a row in words."""
     if unit.path is None or unit.source.builtin is not None or unit.format in ("parquet", "arrow"):
-        return f"{unit.place}: row {position}"
-    return f"{unit.place}: line at byte {position}" if unit.is_part else f"{unit.place}:{position}"
+        return f"row {position}"
+    return f"line at byte {position}" if unit.is_part else f"line {position}"
 
 
 def explain(unit: Unit, position: int, bad: BadRow) -> str:

@@ -30,10 +30,11 @@ def read_parquet(unit: Unit, choose: Choose | None = None) -> Iterator[Record]:
         try:
             file = pyarrow.parquet.ParquetFile(raw, buffer_size=BUFFER)
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            names = file.schema_arrow.names
         except (pyarrow.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
             raise _damaged(error, "parquet") from None
         with file:
-            columns = _chosen(file.schema_arrow.names, choose)
+            columns = _chosen(names, choose)
             number = sum(group.num_rows for group in groups[: unit.start])
             for i in range(unit.start, len(groups) if unit.stop is None else unit.stop):
                 for row in _row_group(file, i, groups[i], columns):
@@ -130,7 +131,7 @@ def read_arrow(unit: Unit, choose: Choose | None = None) -> Iterator[Record]:
                 for row in _checked_rows(batch if columns is None else batch.select(columns)):
                     number += 1
                     yield number, row
-        except (pyarrow.ArrowException, OSError, MemoryError) as error:
+        except (pyarrow.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
             raise _damaged(error, "arrow") from None
 
 

@@ -147,6 +147,13 @@ def test_an_arrow_file_without_its_end(tmp_path: Path) -> None:
         documents_of(tmp_path / "set")
 
 
+def test_a_cut_file_names_the_last_line_that_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(GOOD * 9)[:-6])
+    with pytest.raises(InputError, match=r"a\.jsonl\.gz: truncated or damaged: .* \(after line 9\)$"):
+        documents_of(path)
+
+
 def test_folders_links_and_files_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(InputError, match="no file matches"):

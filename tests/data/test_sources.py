@@ -12,10 +12,12 @@ import pyarrow.parquet
 import pytest
 import zstandard
 from datatrove.data import Document
+from ruamel.yaml import YAML
 
 from ingot.data import blocks, listing
 from ingot.data.documents import read_documents
 from ingot.data.readers import read_rows
+from ingot.data.rows import BAD_REASONS
 from ingot.data.sources import Corpus, Source, list_units
 from ingot.recipe import InputError
 
@@ -264,3 +266,18 @@ def test_only_columns_that_are_needed_are_read(tmp_path: Path, monkeypatch: pyte
     assert [d.metadata for d in read_documents(unit, metadata=[])] == [{}]
     assert [d.metadata for d in read_documents(unit)] == [{"html": "<p>", "good": 1, "year": 2, "era": 2}]
     assert asked == [["text", "good", "year"], ["text", "good", "year"], ["html", "text", "good", "year"]]
+
+
+def test_every_recipe_of_the_docs_is_one(root: Path) -> None:
+    page = (root / "docs" / "data_sources.md").read_text(encoding="utf-8")
+    blocks = [block.partition("```")[0] for block in page.split("```yaml\n")[1:]]
+    assert len(blocks) >= 10
+    for block in blocks:
+        tree = YAML(typ="safe").load(block)
+        corpus = Corpus.model_validate(tree.get("data", tree))
+        assert list(corpus.problems()) == [], block
+
+
+def test_the_docs_name_every_reason(root: Path) -> None:
+    page = (root / "docs" / "data_sources.md").read_text(encoding="utf-8")
+    assert all(f"| {reason} |" in page for reason in BAD_REASONS)
