@@ -105,10 +105,13 @@ def _point(folder: Path, manifest: Mapping[str, Any]) -> Point:
 
 def _compare(folder: Path, manifest: Mapping[str, Any], first: Path, reference: Mapping[str, Any]) -> None:
     """Raises: InputError when the losses of two runs mean different things."""
-    texts = {"model.tokenizer": "tokenizer", "data.shards": "training or held-out text"}
-    for key, meaning in texts.items():
+    for key in {**reference["inputs"], **manifest["inputs"]}:
+        meaning = "tokenizer" if key == "model.tokenizer" else "training or held-out text"
         if manifest["inputs"].get(key) != reference["inputs"].get(key):
             raise InputError(f"{folder}: another {meaning} than {first}; losses of both cannot go into one law")
+    mixture, other = (m["recipe"]["data"].get("mixture") or [] for m in (manifest, reference))
+    if [source["weight"] for source in mixture] != [source["weight"] for source in other]:
+        raise InputError(f"{folder}: mixed by other weights than {first}; losses of both cannot go into one law")
     length, wanted = (m["recipe"]["data"]["seq_length"] for m in (manifest, reference))
     if length != wanted:
         raise InputError(f"{folder}: measured on {length} tokens at a time and {first} on {wanted}; fit them apart")
@@ -137,11 +140,11 @@ def _warnings(manifests: Mapping[Path, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _epochs(folder: Path, manifest: Mapping[str, Any]) -> float | None:
-    """Passes over the training text, or None when the shards are no longer there."""
+    """Passes over the training text; None for a mixture, or when the shards are no longer there."""
     if not (folder / "recipe.yaml").is_file():
         return None
-    shards = Path(read_yaml(folder / "recipe.yaml")["data"]["shards"])
-    if not (shards / MANIFEST).is_file():
+    shards = read_yaml(folder / "recipe.yaml")["data"].get("shards")
+    if shards is None or not (Path(shards) / MANIFEST).is_file():
         return None
-    splits = read_manifest(shards)["results"]["splits"]
+    splits = read_manifest(Path(shards))["results"]["splits"]
     return float(manifest["results"]["tokens"] / splits["train"]["tokens"])

@@ -195,6 +195,7 @@ def put(value: Any, *keys: str) -> Change:
     [
         (put("other", "inputs", "model.tokenizer"), "another tokenizer than"),
         (put("other", "inputs", "data.shards"), "another training or held-out text than"),
+        (put([{"weight": 2.0}], "recipe", "data", "mixture"), "mixed by other weights than"),
         (put(512, "recipe", "data", "seq_length"), "measured on 512 tokens at a time and"),
         (put(math.nan, "results", "heldout_loss"), "heldout_loss is nan"),
         (forget("results", "tokens"), "tokens is None"),
