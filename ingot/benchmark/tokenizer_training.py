@@ -75,12 +75,12 @@ def run_sentencepiece(pattern: str, vocab_size: int) -> dict[str, Any]:
 
 
 def run_plain(pattern: str, vocab_size: int) -> dict[str, Any]:
-    """The plain trainer on each of SHARES with PLAIN_MERGES merges: seconds to count words and to merge."""
+    """The plain trainer on each of SHARES with PLAIN_MERGES merges: core-seconds to count words and to merge."""
     measured = []
     for share in SHARES:
-        began = time.perf_counter()
+        began = time.process_time()
         words, size = count_words(texts_of(pattern), share)
-        counted = time.perf_counter()
+        counted = time.process_time()
         merges = merge(words, PLAIN_MERGES)
         measured.append(
             {
@@ -88,7 +88,7 @@ def run_plain(pattern: str, vocab_size: int) -> dict[str, Any]:
                 "words": len(words),
                 "merges": len(merges),
                 "count_seconds": counted - began,
-                "merge_seconds": time.perf_counter() - counted,
+                "merge_seconds": time.process_time() - counted,
                 "peak_memory_bytes": peak_memory(),
             }
         )
@@ -152,7 +152,7 @@ def _merge_word(
 
 
 def extrapolate(shares: Sequence[dict[str, Any]], num_bytes: int, num_merges: int) -> dict[str, Any]:
-    """Seconds and bytes of memory that the plain trainer would take for the whole.
+    """Seconds of a free core and bytes of memory that the plain trainer would take for the whole.
 
     Counting grows with the text. Merging grows with a power of the text, read off the smallest and the largest share,
     and with the number of merges; later merges search more pairs, so that the true time is rather longer.
@@ -168,6 +168,7 @@ def extrapolate(shares: Sequence[dict[str, Any]], num_bytes: int, num_merges: in
     merging = large["merge_seconds"] * factor ** power("merge_seconds") * num_merges / large["merges"]
     return {
         "seconds": round(large["count_seconds"] * factor + merging, 1),
+        "cpu_seconds": round(large["count_seconds"] * factor + merging, 1),
         "peak_memory_bytes": round(large["peak_memory_bytes"] * factor ** power("peak_memory_bytes")),
         "merge_time_grows_with_bytes_to_the": round(power("merge_seconds"), 2),
     }
@@ -179,13 +180,20 @@ def peak_memory() -> int:
     return units * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
+def cpu_seconds() -> float:
+    """Seconds that this process and its children kept a core busy; on a shared machine they say more than time."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return round(sum(usage.ru_utime + usage.ru_stime for usage in used), 1)
+
+
 def run_case(case: str, pattern: str, vocab_size: int) -> dict[str, Any]:
     """One case in this process."""
     load, began = os.getloadavg()[0], time.perf_counter()
     run = {"ingot": run_ingot, "sentencepiece": run_sentencepiece, "plain_python": run_plain}[case]
     found = run(pattern, vocab_size)
     seconds = round(time.perf_counter() - began, 1)
-    return {"case": case, "seconds": seconds, "peak_memory_bytes": peak_memory(), "load_before": load, **found}
+    measured = {"seconds": seconds, "cpu_seconds": cpu_seconds(), "peak_memory_bytes": peak_memory()}
+    return {"case": case, **measured, "load_before": round(load, 1), **found}
 
 
 def start_case(case: str, words: argparse.Namespace) -> dict[str, Any]:
@@ -204,7 +212,10 @@ def start_case(case: str, words: argparse.Namespace) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     """The cases as Markdown."""
-    lines = ["| trainer | MB | entries | seconds | peak memory | |", "|---|---:|---:|---:|---:|---|"]
+    lines = [
+        "| trainer | MB | entries | seconds | core-seconds | peak memory | |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
     for case in found["cases"]:
         memory = f"{case['peak_memory_bytes'] / 1e6:,.0f} MB"
         remark = case.get("remark", "measured")
