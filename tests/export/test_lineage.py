@@ -21,6 +21,13 @@ def test_runs_come_oldest_first(runs: Path) -> None:
     assert history[1].recipe["data"]["shards"] == str(runs / "prepare_data")
 
 
+def test_inputs_in_lists_are_found() -> None:
+    recipe = {"data": {"mixture": [{"shards": "a"}, {"shards": "b"}]}, "model": {"tokenizer": "t"}}
+    inputs = {"model.tokenizer": "1", "data.mixture.0.shards": "2", "data.mixture.1.shards": "3"}
+    run = Run(Path("run"), recipe, {"stage": "pretrain", "inputs": inputs})
+    assert list(run.inputs()) == [(Path("t"), "1"), (Path("a"), "2"), (Path("b"), "3")]
+
+
 def test_a_hub_folder_has_no_history(runs: Path) -> None:
     assert lineage.lineage(runs / "dpo" / "model") == []
 
