@@ -122,7 +122,8 @@ def write_shards(chosen: Selection, tokens: Tokens, run: DataRun) -> Parts:
     """
     parts = Parts(chosen.folder, "shards", SHARDS)
     (chosen.folder / TOKENS).mkdir(exist_ok=True)
-    remove_partial_files(chosen.folder / TOKENS)
+    for folder in (chosen.folder, chosen.folder / TOKENS, chosen.folder / DROPPED_TEXTS):
+        remove_partial_files(folder)
     if (chosen.folder / DOUBTED).is_file():
         parts.forget_damaged()
     pairs = zip(chosen.texts, chosen.keys, strict=True)
