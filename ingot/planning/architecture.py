@@ -5,9 +5,9 @@ which takes no memory, and read: its parameters are counted and not guessed (`in
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, Literal
 
 Part = Literal["attention", "feed_forward", "shared_experts", "experts", "router"]
@@ -129,95 +129,94 @@ class Architecture:
         return self.total - sum(times * m.idle_parameters for layer, times in self.kinds for m in layer.matrices)
 
 
-def decoder(
-    *,
-    vocab_size: int,
-    hidden_size: int,
-    intermediate_size: int,
-    num_hidden_layers: int,
-    num_attention_heads: int,
-    num_key_value_heads: int | None = None,
-    head_dim: int | None = None,
-    tie_word_embeddings: bool = False,
-    qk_norm: bool = True,
-    attention_bias: bool = False,
-    mlp_gated: bool = True,
-    mlp_bias: bool = False,
-    norm_vectors: int = 1,
-    final_norm: bool = True,
-    position_rows: int = 0,
-    windows: Sequence[int | None] = (),
-    sparse_layers: Sequence[bool] = (),
-    num_experts: int = 0,
-    num_experts_per_tok: int = 0,
-    moe_intermediate_size: int = 0,
-    shared_expert_intermediate_size: int = 0,
-) -> Architecture:
-    """Describes a decoder from its sizes, with IngotConfig's names.
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The numbers that describe a decoder of Ingot's kind, with IngotConfig's names.
 
     `norm_vectors`: 1 for RMSNorm, 2 for LayerNorm with bias. `windows` and `sparse_layers` have a value for each
     layer, or none.
     """
-    heads, groups = num_attention_heads, num_key_value_heads or num_attention_heads
-    width = head_dim or hidden_size // heads
-    attention = (
-        Matrix("attention", hidden_size, heads * width, attention_bias),
-        Matrix("attention", hidden_size, groups * width, attention_bias),
-        Matrix("attention", hidden_size, groups * width, attention_bias),
-        Matrix("attention", heads * width, hidden_size, attention_bias),
-    )
-    dense = feed_forward("feed_forward", hidden_size, intermediate_size, mlp_gated, mlp_bias)
-    mixture = _experts(
-        hidden_size, num_experts, num_experts_per_tok, moe_intermediate_size, shared_expert_intermediate_size
-    )
-    active_width = num_experts_per_tok * moe_intermediate_size + shared_expert_intermediate_size
 
-    @cache
-    def layer(is_sparse: bool, window: int | None) -> Layer:
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    tie_word_embeddings: bool = False
+    qk_norm: bool = True
+    attention_bias: bool = False
+    mlp_gated: bool = True
+    mlp_bias: bool = False
+    norm_vectors: int = 1
+    final_norm: bool = True
+    position_rows: int = 0
+    windows: Sequence[int | None] = ()
+    sparse_layers: Sequence[bool] = ()
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    shared_expert_intermediate_size: int = 0
+
+    def architecture(self) -> Architecture:
+        """The whole model."""
+        sparse = self.sparse_layers or [self.num_experts > 0] * self.num_hidden_layers
+        kinds = list(zip(sparse, self.windows or [None] * self.num_hidden_layers, strict=True))
+        layers = {kind: self._layer(*kind) for kind in set(kinds)}
+        return Architecture(
+            model_type="ingot",
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            layers=tuple(layers[kind] for kind in kinds),
+            tied=self.tie_word_embeddings,
+            position_parameters=self.position_rows * self.hidden_size,
+            other_parameters=self.norm_vectors * self.hidden_size if self.final_norm else 0,
+        )
+
+    def _layer(self, is_sparse: bool, window: int | None) -> Layer:
+        experts_width = self.num_experts_per_tok * self.moe_intermediate_size + self.shared_expert_intermediate_size
+        norms = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
         return Layer(
-            matrices=attention + (mixture if is_sparse else dense),
-            vector_parameters=norm_vectors * (2 * hidden_size + (2 * width if qk_norm else 0)),
-            num_heads=heads,
-            num_key_value_heads=groups,
-            qk_head_dim=width,
-            v_head_dim=width,
-            ffn_width=active_width if is_sparse else intermediate_size,
-            gated=is_sparse or mlp_gated,
-            qk_norm=qk_norm,
+            matrices=(*self._attention(), *(self._experts() if is_sparse else self._dense())),
+            vector_parameters=self.norm_vectors * norms,
+            num_heads=self.num_attention_heads,
+            num_key_value_heads=self.num_key_value_heads,
+            qk_head_dim=self.head_dim,
+            v_head_dim=self.head_dim,
+            ffn_width=experts_width if is_sparse else self.intermediate_size,
+            gated=is_sparse or self.mlp_gated,
+            qk_norm=self.qk_norm,
             window=window,
         )
 
-    sparse = sparse_layers or [num_experts > 0] * num_hidden_layers
-    return Architecture(
-        model_type="ingot",
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        layers=tuple(layer(s, w) for s, w in zip(sparse, windows or [None] * num_hidden_layers, strict=True)),
-        tied=tie_word_embeddings,
-        position_parameters=position_rows * hidden_size,
-        other_parameters=norm_vectors * hidden_size if final_norm else 0,
-    )
+    def _attention(self) -> Iterator[Matrix]:
+        """Projections to queries, keys and values, and of the output."""
+        queries, groups = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        for outputs in (queries, groups, groups):
+            yield Matrix("attention", self.hidden_size, outputs, self.attention_bias)
+        yield Matrix("attention", queries, self.hidden_size, self.attention_bias)
+
+    def _dense(self) -> Iterator[Matrix]:
+        yield from feed_forward(
+            "feed_forward", self.hidden_size, self.intermediate_size, self.mlp_gated, self.mlp_bias
+        )
+
+    def _experts(self) -> Iterator[Matrix]:
+        """Router, the stacked experts, and the shared expert with its gate."""
+        width, copies = self.moe_intermediate_size, {"copies": self.num_experts, "active": self.num_experts_per_tok}
+        yield Matrix("router", self.hidden_size, self.num_experts)
+        yield Matrix("experts", self.hidden_size, 2 * width, **copies)
+        yield Matrix("experts", width, self.hidden_size, **copies)
+        if self.shared_expert_intermediate_size:
+            yield from feed_forward("shared_experts", self.hidden_size, self.shared_expert_intermediate_size, True)
+            yield Matrix("router", self.hidden_size, 1)
 
 
 def feed_forward(part: Part, hidden_size: int, width: int, gated: bool, bias: bool = False) -> tuple[Matrix, ...]:
     """The projections of a feed-forward: gate (where there is one), up, down."""
     into = Matrix(part, hidden_size, width, bias)
     return (*([into] if gated else []), into, Matrix(part, width, hidden_size, bias))
-
-
-def _experts(hidden_size: int, copies: int, active: int, width: int, shared_width: int) -> tuple[Matrix, ...]:
-    """Router, the stacked experts, and the shared expert with its gate."""
-    matrices = [
-        Matrix("router", hidden_size, copies),
-        Matrix("experts", hidden_size, 2 * width, copies=copies, active=active),
-        Matrix("experts", width, hidden_size, copies=copies, active=active),
-    ]
-    if shared_width:
-        matrices += [
-            *feed_forward("shared_experts", hidden_size, shared_width, True),
-            Matrix("router", hidden_size, 1),
-        ]
-    return tuple(matrices)
 
 
 def architecture_of_config(config: Any) -> Architecture:
@@ -231,7 +230,7 @@ def architecture_of_config(config: Any) -> Architecture:
         return count(config)
     num_layers = config.num_hidden_layers
     learned = config.position_embedding_type == "learned"
-    return decoder(
+    return Sizes(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -253,4 +252,4 @@ def architecture_of_config(config: Any) -> Architecture:
         num_experts_per_tok=config.num_experts_per_tok or 0,
         moe_intermediate_size=config.moe_intermediate_size or 0,
         shared_expert_intermediate_size=config.shared_expert_intermediate_size,
-    )
+    ).architecture()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ingot.planning.architecture import Architecture, decoder
+from ingot.planning.architecture import Architecture, Sizes
 from ingot.planning.flops import training_flops_per_token
 from ingot.planning.machine import Machine
 from ingot.planning.scaling import Law, counted_parameters, find_law
@@ -32,7 +32,7 @@ class Shape:
 
     def architecture(self, vocab_size: int, tied: bool) -> Architecture:
         """The whole model with QK-norm."""
-        return decoder(vocab_size=vocab_size, tie_word_embeddings=tied, **vars(self))
+        return Sizes(vocab_size=vocab_size, tie_word_embeddings=tied, **vars(self)).architecture()
 
 
 @dataclass(frozen=True)

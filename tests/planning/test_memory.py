@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ingot.planning.architecture import Architecture, decoder
+from ingot.planning.architecture import Architecture, Sizes
 from ingot.planning.memory import (
     MemoryEstimate,
     TrainingSetup,
@@ -23,19 +23,19 @@ from ingot.recipe_yaml import InputError
 
 GIB = 2**30
 H200 = 150_110_000_000
-FLAGSHIP = decoder(
+FLAGSHIP = Sizes(
     vocab_size=151_936, hidden_size=2048, intermediate_size=6144, num_hidden_layers=24, num_attention_heads=16,
     num_key_value_heads=8, head_dim=128,
-)  # fmt: skip
-SMALL_CARD = decoder(
+).architecture()  # fmt: skip
+SMALL_CARD = Sizes(
     vocab_size=151_936, hidden_size=1536, intermediate_size=7680, num_hidden_layers=12, num_attention_heads=24,
     num_key_value_heads=6, head_dim=64, tie_word_embeddings=True,
-)  # fmt: skip
-MIXTURE = decoder(
+).architecture()  # fmt: skip
+MIXTURE = Sizes(
     vocab_size=32_768, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
     num_key_value_heads=4, head_dim=64, tie_word_embeddings=True, num_experts=16, num_experts_per_tok=4,
     moe_intermediate_size=512,
-)  # fmt: skip
+).architecture()  # fmt: skip
 STEP = TrainingSetup(micro_batch=8, seq_length=2048)
 
 
@@ -204,10 +204,10 @@ def test_kv_cache() -> None:
     found = inference_memory(FLAGSHIP, batch=4, length=1000)
     assert found["weights"] == 2 * FLAGSHIP.total
     assert found["kv_cache"] == 4 * 1000 * 24 * 2 * 8 * 128 * 2
-    window = decoder(
+    window = Sizes(
         vocab_size=100, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         windows=[None, 10],
-    )  # fmt: skip
+    ).architecture()  # fmt: skip
     assert inference_memory(window, 1, 1000)["kv_cache"] == (1000 + 10) * 4 * 2 * 16 * 2
 
 
