@@ -206,7 +206,7 @@ def test_kv_cache() -> None:
     assert found["kv_cache"] == 4 * 1000 * 24 * 2 * 8 * 128 * 2
     window = Sizes(
         vocab_size=100, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        windows=[None, 10],
+        num_key_value_heads=4, head_dim=16, windows=[None, 10],
     ).architecture()  # fmt: skip
     assert inference_memory(window, 1, 1000)["kv_cache"] == (1000 + 10) * 4 * 2 * 16 * 2
 
