@@ -12,8 +12,10 @@ from datatrove.pipeline.filters import (
     GopherRepetitionFilter,
 )
 from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.utils.text import split_into_words
 
-from ingot.data.cleaning.section import C4, Filters, Section
+from ingot.data.cleaning.repetition import surely_varied
+from ingot.data.cleaning.section import C4, Filters, GopherRepetition, Section
 
 SIMPLE = ("empty", "too_short", "too_long", "few_letters", "repeated_lines")
 WORDS = {  # datatrove's name of a reason -> what we call it
@@ -108,6 +110,22 @@ def in_words(rule: str, reason: str) -> str:
     return f"frequent {digits} words" if reason.startswith("top_") else f"repeated {digits} words"
 
 
+class RepetitionRule(Rule):
+    """Gopher's repetition rules; those on words are left out where they cannot drop the document."""
+
+    def __init__(self, section: GopherRepetition, language: Any) -> None:
+        given = _given(section, language)
+        super().__init__("gopher_repetition", GopherRepetitionFilter(**given))
+        self.on_lines = Rule(self.name, GopherRepetitionFilter(**{**given, "top_n_grams": [], "dup_n_grams": []}))
+        self.section, self.language = section, language
+
+    def judge(self, text: str) -> str | None:
+        """Why the document is dropped, or None."""
+        if surely_varied(split_into_words(text, self.language), len(text), self.section):
+            return self.on_lines.judge(text)
+        return super().judge(text)
+
+
 class C4Rule(Rule):
     """C4's rules, which also remove lines."""
 
@@ -139,9 +157,9 @@ class _CountingC4(C4QualityFilter):
 
 def rules_before(filters: Filters, language: Any) -> list[Rule]:
     """Rules on the text as it comes, in the order of the FineWeb corpus."""
-    rules = []
+    rules: list[Rule] = []
     if filters.gopher_repetition is not None:
-        rules.append(Rule("gopher_repetition", GopherRepetitionFilter(**_given(filters.gopher_repetition, language))))
+        rules.append(RepetitionRule(filters.gopher_repetition, language))
     if filters.gopher_quality is not None:
         rules.append(Rule("gopher_quality", GopherQualityFilter(**_given(filters.gopher_quality, language))))
     return rules
