@@ -1,7 +1,7 @@
 """Words and sentences for datatrove's rules, found without a model, a download or another package."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from datatrove.utils.text import TERMINAL_PUNCTUATION
 from datatrove.utils.word_tokenizers import WordTokenizer, load_tokenizer_assignments, load_word_tokenizer
@@ -17,8 +17,15 @@ _WORD = re.compile(
     r"|(?<=\w)['’]\w+"  # don't is don and 't
     r"|\.{2,}|[^\w\s]"  # an ellipsis, or a sign
 )
-_ENDS = "".join(map(re.escape, sorted(TERMINAL_PUNCTUATION)))
-_SENTENCE_END = re.compile(rf"[{_ENDS}]+[\"'”’»)\]]*(?=\s|$)|[。！？｡]+")
+
+
+def _sentence_end(signs: Iterable[str]) -> re.Pattern[str]:
+    ends = "".join(map(re.escape, sorted(signs)))
+    return re.compile(rf"[{ends}]+[\"'”’»)\]]*(?=\s|$)|[。！？｡]+")
+
+
+_RARE = re.compile("[\U00010000-\U0010ffff]")  # with these signs in it the pattern is ten times slower
+_END, _END_RARE = _sentence_end(s for s in TERMINAL_PUNCTUATION if s <= "\uffff"), _sentence_end(TERMINAL_PUNCTUATION)
 
 
 class UnicodeWords(WordTokenizer):
@@ -30,7 +37,8 @@ class UnicodeWords(WordTokenizer):
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
         """Begin and end of every sentence; together they cover the text."""
-        ends = [m.end() for m in _SENTENCE_END.finditer(text)]
+        pattern = _END_RARE if not text.isascii() and _RARE.search(text) else _END
+        ends = [m.end() for m in pattern.finditer(text)]
         if not ends or text[ends[-1] :].strip():
             ends.append(len(text))
         return list(zip([0, *ends[:-1]], ends, strict=True))

@@ -32,6 +32,11 @@ def test_sentences_cover_the_text() -> None:
     assert len(SPLITTER.span_tokenize("Only 3.5 points")) == 1 and SPLITTER.span_tokenize("") == [(0, 0)]
 
 
+def test_sentences_end_in_every_script() -> None:
+    for sign in ("।", "؟", "։", "\U00011047"):
+        assert SPLITTER.sent_tokenize(f"aa bb{sign} cc") == [f"aa bb{sign}", "cc"]
+
+
 def test_a_splitter_that_needs_a_package_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError("Please install `spacy`")
