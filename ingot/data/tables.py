@@ -34,6 +34,8 @@ def read_parquet(unit: Unit, choose: Choose | None = None) -> Iterator[Record]:
         except (pyarrow.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
             raise _damaged(error, "parquet") from None
         with file:
+            if sum(group.num_rows for group in groups) != file.metadata.num_rows:
+                raise DamagedFile("not a readable parquet file: its footer contradicts itself on the number of rows")
             columns = _chosen(names, choose)
             number = sum(group.num_rows for group in groups[: unit.start])
             for i in range(unit.start, len(groups) if unit.stop is None else unit.stop):
