@@ -122,7 +122,7 @@ def describe_keys(section: type[Section], prefix: str = "") -> str:
     """The keys of a recipe with types, defaults and meaning, for --help."""
     lines = []
     for name, field in section.model_fields.items():
-        key, inner = f"{prefix}{field.alias or name}", field.annotation
+        key, inner = f"{prefix}{field.alias or name}", _without_none(field.annotation)
         if isinstance(inner, type) and issubclass(inner, Section):
             lines.append(describe_keys(inner, f"{key}."))
             continue
@@ -134,6 +134,12 @@ def describe_keys(section: type[Section], prefix: str = "") -> str:
         names = ", ".join(sorted(set(fields_of(section.upstream)) - set(ELSEWHERE)))
         lines.append(f"  --{prefix}*  any field of {section.upstream}:\n      {names}")
     return "\n".join(lines)
+
+
+def _without_none(annotation: Any) -> Any:
+    """X of `X | None`; anything else as it is."""
+    options = [a for a in typing.get_args(annotation) if a is not type(None)]
+    return options[0] if len(options) == 1 and type(None) in typing.get_args(annotation) else annotation
 
 
 def main(recipe_class: type[R], run: Callable[[R], Any], argv: Sequence[str] | None = None) -> NoReturn:
