@@ -204,10 +204,10 @@ class Sizes:
 
     def _experts(self) -> Iterator[Matrix]:
         """Router, the stacked experts, and the shared expert with its gate."""
-        width, copies = self.moe_intermediate_size, {"copies": self.num_experts, "active": self.num_experts_per_tok}
+        width = self.moe_intermediate_size
         yield Matrix("router", self.hidden_size, self.num_experts)
-        yield Matrix("experts", self.hidden_size, 2 * width, **copies)
-        yield Matrix("experts", width, self.hidden_size, **copies)
+        for inputs, outputs in ((self.hidden_size, 2 * width), (width, self.hidden_size)):
+            yield Matrix("experts", inputs, outputs, copies=self.num_experts, active=self.num_experts_per_tok)
         if self.shared_expert_intermediate_size:
             yield from feed_forward("shared_experts", self.hidden_size, self.shared_expert_intermediate_size, True)
             yield Matrix("router", self.hidden_size, 1)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ingot.planning.architecture import Architecture
+from ingot.planning.hardware import utilisation
 from ingot.planning.machine import Machine
 from ingot.planning.scaling import LAWS, counted_parameters, find_law
 
@@ -20,11 +21,10 @@ def run_figures(
     tokens_per_second_per_gpu: float | None = None,
 ) -> dict[str, Any]:
     """Rate, time and money: from a measured rate, else from an expected utilisation of a known peak."""
-    rate, used, measured = tokens_per_second_per_gpu, mfu or DEFAULT_MFU, tokens_per_second_per_gpu is not None
+    rate, measured = tokens_per_second_per_gpu, tokens_per_second_per_gpu is not None
     if rate is None and machine.peak is not None:
-        rate = used * machine.peak / flops_per_token
-    elif rate is not None:
-        used = rate * flops_per_token / machine.peak if machine.peak else None
+        rate = (mfu or DEFAULT_MFU) * machine.peak / flops_per_token
+    used = None if rate is None else utilisation(rate, flops_per_token, machine.peak)
     hours = tokens / rate / machine.num_gpus / 3600 if tokens and rate else None
     gpu_hours = None if hours is None else hours * machine.num_gpus
     price = machine.usd_per_gpu_hour
@@ -32,7 +32,7 @@ def run_figures(
         "gpu": machine.gpu.name if machine.gpu else None, "num_gpus": machine.num_gpus,
         "tokens": tokens, "tokens_per_parameter": tokens / architecture.total if tokens else None,
         "flops": tokens * flops_per_token if tokens else None,
-        "mfu": used if rate is not None else None,
+        "mfu": used,
         "mfu_source": "measured rate" if measured else "given" if mfu else "assumed",
         "tokens_per_second_per_gpu": rate, "tokens_per_second": rate * machine.num_gpus if rate else None,
         "hours": hours, "gpu_hours": gpu_hours,

@@ -9,7 +9,7 @@ from typing import Literal
 from ingot.planning.architecture import Architecture, Layer
 
 Convention = Literal["mfu", "palm", "6n", "non_causal", "causal"]
-CONVENTIONS: dict[str, str] = {
+CONVENTIONS: dict[Convention, str] = {
     "mfu": "6 (N - input embedding) + 12 L H S: every MFU in Ingot; the head counts, tied or not",
     "palm": "6 (N - embeddings) + 12 L H S: without the input embedding and an untied head (Chowdhery et al. 2022)",
     "6n": "6 N: no attention scores (Kaplan et al. 2020)",

@@ -124,9 +124,9 @@ def _widths(matrices: Sequence[Matrix]) -> tuple[int, int]:
     """Outputs of the projections into the feed-forward, and inputs of those out of it, that one token meets."""
     into = out = 0
     for part in ("feed_forward", "shared_experts", "experts"):
-        *first, last = [m for m in matrices if m.part == part] or [None]
-        into += sum(m.active * m.outputs for m in first if m is not None)
-        out += last.active * last.inputs if last is not None else 0
+        found = [m for m in matrices if m.part == part]
+        into += sum(m.active * m.outputs for m in found[:-1])
+        out += sum(m.active * m.inputs for m in found[-1:])
     return into, out
 
 

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ingot.planning.hardware import Gpu, find_gpu
+from ingot.planning.setups import STRATEGIES, Strategy
 from ingot.recipe_errors import nearest
 from ingot.recipe_yaml import InputError
 
 OVERHEAD_BYTES = 600 * 2**20  # of a GPU's memory, outside torch's allocator: CUDA context, cuBLAS, NCCL
-STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Machine:
 
     gpu: Gpu | None
     num_gpus: int = 1
-    strategy: str = "single"
+    strategy: Strategy = "single"
     usd_per_gpu_hour: float | None = None
 
     @property
@@ -44,6 +44,10 @@ def machine_of(words: Any) -> Machine:
         flops = words.peak_tflops * 1e12 if words.peak_tflops else base.bf16_flops
         memory = int(words.memory_gb * 2**30) if words.memory_gb else base.memory_bytes
         gpu = replace(base, bf16_flops=flops, memory_bytes=memory)
+    return Machine(gpu, words.gpus, _strategy(words), words.usd_per_gpu_hour)
+
+
+def _strategy(words: Any) -> Strategy:
     strategy = words.strategy or ("single" if words.gpus == 1 else "ddp")
     if Path(strategy).suffix in (".yaml", ".yml"):
         from ingot.planning.memory import strategy_of
@@ -55,4 +59,4 @@ def machine_of(words: Any) -> Machine:
         raise InputError(f"--strategy: '{strategy}' is not known; {hint}there are {', '.join(STRATEGIES)}")
     if strategy == "single" and words.gpus > 1:
         raise InputError(f"--strategy: single is for one GPU, and --gpus is {words.gpus}; choose ddp, zero1 or fsdp2")
-    return Machine(gpu, words.gpus, strategy, words.usd_per_gpu_hour)
+    return cast(Strategy, strategy)

@@ -180,17 +180,22 @@ def budget_page(plan: Mapping[str, Any]) -> str:
         loss = "n/a" if found["loss"] is None else f"{found['loss']:.4f}"
         numbers = amount(found["parameters"]), amount(found["tokens"]), f"{found['tokens_per_parameter']:.1f}"
         rows.append((name, *numbers, loss, ", ".join(notes)))
-    spread = plan["spread"]
     blocks.append("Best size and tokens\n" + table(rows))
-    blocks.append(
-        f"  the laws differ {spread['parameters']:.1f}-fold in parameters and "
-        f"{spread['tokens_per_parameter']:.1f}-fold in tokens per parameter; besiroglu is the default, kaplan (which "
-        "leaves embeddings out)\n  is history. Losses are nats per token of the law's own text: compare within one "
-        "law only"
-    )
+    blocks += _disagreement(plan)
     if "fixed_model" in plan:
         blocks.append(_fixed(plan["fixed_model"]))
     return "\n\n".join(blocks)
+
+
+def _disagreement(plan: Mapping[str, Any]) -> Iterator[str]:
+    spread = plan["spread"]
+    if len(plan["optimal"]) > 1:
+        yield (
+            f"  the laws differ {spread['parameters']:.1f}-fold in parameters and "
+            f"{spread['tokens_per_parameter']:.1f}-fold in tokens per parameter; besiroglu is the default, kaplan "
+            "(which leaves\n  embeddings out) is history. Losses are nats per token of the law's own text: compare within "
+            "one law only"
+        )
 
 
 def _budget_line(plan: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from ingot.planning.hardware import gpu_of_device
 from ingot.planning.held import LABELS, SHOWN
 from ingot.planning.machine import Machine
 from ingot.planning.memory import TrainingSetup, estimate_memory, settings_that_fit, setup_of_recipe
+from ingot.planning.setups import Strategy
 from ingot.planning.show import size
 from ingot.recipe import InputError
 from ingot.runs import get_logger, num_processes
@@ -21,12 +22,13 @@ logger = get_logger(__name__)
 TOLERANCE = 0.1  # of the memory estimate: a run is refused only when it would not fit with so much less
 
 
-def strategy_of_run(arguments: TrainingArguments) -> str:
+def strategy_of_run(arguments: TrainingArguments) -> Strategy:
     """How this launch shares the training state among its processes, by the planner's name."""
     if arguments.deepspeed_plugin is not None:
         zero = arguments.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
         offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-        return "zero3_offload" if offload else f"zero{zero.get('stage', 0)}"
+        stages: dict[int, Strategy] = {1: "zero1", 2: "zero2", 3: "zero3"}
+        return "zero3_offload" if offload else stages.get(zero.get("stage", 0), "ddp")
     if getattr(arguments, "fsdp_plugin_args", None):
         return "fsdp2"
     return "ddp" if num_processes() > 1 else "single"
