@@ -10,6 +10,7 @@ from ingot.data.cleaning.section import Pii
 
 NEAR = 256  # characters around an @ that can belong to an address
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@:]{1,128}:[^\s/@]{1,128}@")
+_DOTTED = re.compile(r"\d\.\d{1,3}\.\d")  # most texts have none, and are spared the pattern of addresses
 _PHONE = re.compile(
     r"(?<![\w.,/=-])"
     r"(?:\+\d{1,3}[ .-]?(?:\(0?\d{1,4}\)|\d{1,4})(?:[ .-]?\d{2,5}){1,4}"  # +49 (30) 123-4567
@@ -37,7 +38,7 @@ class Masker:
             text, counts["pii: url credentials"] = _CREDENTIALS.subn("", text)
         if section.email == "mask" and "@" in text:
             text, counts["pii: email"] = self._mask_emails(text)
-        if section.ip == "mask":
+        if section.ip == "mask" and _DOTTED.search(text):
             text, counts["pii: ip"] = replace(self.ip, section.ip_replacement, text, self.public)
         if section.phone == "mask":
             text, counts["pii: phone"] = replace(_PHONE, section.phone_replacement, text, _enough_digits)
