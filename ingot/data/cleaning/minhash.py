@@ -116,8 +116,8 @@ def files_of(folder: Path, rank: int) -> tuple[Path, Path]:
 def near_duplicates(folder: Path, num_tasks: int, at_once: int = AT_ONCE) -> list[NDArray[np.int64]]:
     """For every task the sorted numbers of the documents that are nearly the same as one before in reading order.
 
-    Documents that are linked by a chain of pairs are one cluster; its first document stays. Memory: about 150 MB beside
-    the mapped files, and 32 bytes for every document that is found.
+    Documents that are linked by a chain of pairs are one cluster; its first document stays.
+    Memory: about 150 MB beside the mapped files, and 32 bytes for every document that is found.
     """
     tasks = [(np.load(documents, "r"), np.load(keys, "r")) for documents, keys in _all_files(folder, num_tasks)]
     size = sum(keys.shape[1] for _, keys in tasks)
