@@ -220,9 +220,8 @@ def table(found: dict[str, Any]) -> str:
         memory = f"{case['peak_memory_bytes'] / 1e6:,.0f} MB"
         remark = case.get("remark", "measured")
         size = f"{case['bytes'] / 1e6:.1f}"
-        lines.append(
-            f"| {case['case']} | {size} | {case['entries']:,} | {case['seconds']:,.1f} | {memory} | {remark} |"
-        )
+        times = f"{case['seconds']:,.0f} | {case['cpu_seconds']:,.0f}"
+        lines.append(f"| {case['case']} | {size} | {case['entries']:,} | {times} | {memory} | {remark} |")
     return "\n".join([*lines, "", f"{found['cores']} cores; load before each: {found['loads']}"])
 
 
