@@ -30,7 +30,35 @@ def test_make_targets_exist(words: list[str]) -> None:
     assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("words", [w for w in COMMANDS if "--config" in w], ids=" ".join)
+PLANS = [words for words in COMMANDS if words[:2] == ["ingot", "plan"]]
+
+
+@pytest.mark.parametrize("words", PLANS, ids=" ".join)
+def test_a_plan_is_made(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ingot.cli import command
+
+    monkeypatch.chdir(ROOT)
+    command([str(tmp_path / "recipes") if word == "recipes/my-model" else word for word in words[1:]])
+    assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+def test_the_plans_shown_are_the_plans_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ingot.cli import command
+
+    monkeypatch.chdir(ROOT)
+    shown = [words for words in PLANS if words[2] == "model"]
+    assert len(shown) == 3
+    for words in shown:
+        command(words[1:])
+        page = capsys.readouterr().out.rstrip()
+        assert page[page.index("Memory of") :] in README, words
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if "--config" in w and w[1] != "plan"], ids=" ".join)
 def test_a_stage_takes_its_command(words: list[str]) -> None:
     if words[0] == "accelerate":
         assert (ROOT / words[words.index("--config_file") + 1]).is_file()

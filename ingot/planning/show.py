@@ -193,8 +193,8 @@ def _disagreement(plan: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"  the laws differ {spread['parameters']:.1f}-fold in parameters and "
             f"{spread['tokens_per_parameter']:.1f}-fold in tokens per parameter; besiroglu is the default, kaplan "
-            "(which leaves\n  embeddings out) is history. Losses are nats per token of the law's own text: compare within "
-            "one law only"
+            "(which leaves\n  embeddings out) is history. Losses are nats per token of the law's own text: compare "
+            "within one law only"
         )
 
 
