@@ -22,7 +22,7 @@ MAY_USE = {
 # third-party package -> the folders that own it
 OWNERS = {
     "trl": {"training"}, "peft": {"training"}, "deepspeed": {"training"}, "lm_eval": {"evaluation"},
-    "gradio": {"serving"}, "fastapi": {"serving"}, "uvicorn": {"serving"}, "datatrove": {"data"},
+    "gradio": {"serving"}, "fastapi": {"serving"}, "uvicorn": {"serving"}, "datatrove": {"data", "benchmark"},
 }  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def say_what_is_kept(work: str, total: int, missing: int, taken: int) -> None:
     """A line for whoever starts a stage again."""
     if missing < total:
         before = f", {taken:,} of them from the folder set aside" if taken else ""
-        logger.info("%s: %d of %d tasks are done already%s", work, total - missing, total, before)
+        logger.info("prepare_data: %s: %d of %d tasks are done already%s", work, total - missing, total, before)
 
 
 def refuse_nothing_left(read: Sequence[Sequence[int]], dropped: Sequence[Sequence[Mapping[str, int]]]) -> None:
