@@ -24,7 +24,10 @@ COVERAGE = 0.9995  # share of the text whose characters become entries; the rest
 MAX_PIECE_LENGTH = 16  # characters
 NEVER = -10_000.0  # score of what no text may become: less likely than any spelling of it
 ASCII = "".join(map(chr, range(32, 127)))  # always entries, so that every name of a special token can be spelt
-RARE = "\uffff"  # stands for rare characters during training; words end there
+EDGE = "\uffff"  # stands between words during training
+FREQUENT = 5  # times that a word must come to be considered whole
+SPARE = 1.05  # share of pieces that are trained, for some are of no use
+ACROSS = re.compile(r"\S ")  # goes from one word into the next
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))  # the names that the ByteFallback decoder knows
 RESERVED = (*SPECIAL_TOKENS, *BYTES)
 SMALLEST_UNIGRAM = len(RESERVED) + len(ASCII) + 1
@@ -39,7 +42,7 @@ def train_unigram(texts: Callable[[], Iterable[str]], vocab_size: int, pre_token
     """
     free = vocab_size - len(RESERVED)
     characters = common_characters(texts(), free // 2)
-    pieces = _train(_without_rare(texts(), characters), characters, free, pre_tokenizer)
+    pieces = _train(words_to_learn(texts(), characters, pre_tokenizer), characters, free)
     check_reached(len(RESERVED) + len(pieces), vocab_size)
     return assemble(pieces, pre_tokenizer)
 
@@ -59,13 +62,27 @@ def common_characters(texts: Iterable[str], limit: int) -> str:
     return "".join(sorted(found))
 
 
-def _without_rare(texts: Iterable[str], characters: str) -> Iterator[str]:
-    """The texts with every run of other characters replaced by RARE."""
-    rare = re.compile(f"[^{re.escape(characters)}]+")
-    return (rare.sub(RARE, text) for text in texts)
+def words_to_learn(texts: Iterable[str], characters: str, pre_tokenizer: PreTokenizerName) -> Iterator[str]:
+    """The words of the texts with EDGE between them; other characters than these end a word and are left out.
+
+    The library looks for possible pieces in the list of different words, where even the most frequent word stands
+    once, and takes only what it sees twice: without help "children" could never become a piece, only parts of it. So
+    every frequent word follows once more at the end, doubled.
+    """
+    import regex
+
+    rare, cut = re.compile(f"[^{re.escape(characters)}]+"), regex.compile(PATTERNS[pre_tokenizer])
+    counts: Counter[str] = Counter()
+    for text in texts:
+        words = cut.findall(rare.sub(EDGE, text))
+        counts.update(words)
+        yield EDGE.join(words)
+    for word, count in sorted(counts.items()):
+        if count >= FREQUENT and 1 < len(word) <= MAX_PIECE_LENGTH:
+            yield word + word
 
 
-def _train(texts: Iterator[str], characters: str, size: int, pre_tokenizer: PreTokenizerName) -> list[Piece]:
+def _train(texts: Iterator[str], characters: str, size: int) -> list[Piece]:
     """At most `size` pieces with their scores, likeliest first; the characters are among them.
 
     The library adds up in no fixed order: scores are rounded and ties broken by name, so that the result is the same
@@ -74,10 +91,9 @@ def _train(texts: Iterator[str], characters: str, size: int, pre_tokenizer: PreT
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.Unigram())
-    apart = pre_tokenizers.Split(Regex(RARE), behavior="removed")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([apart, _cut(pre_tokenizer)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(EDGE), behavior="removed")
     trainer = trainers.UnigramTrainer(
-        vocab_size=size + 1,  # with its own entry for the unknown
+        vocab_size=round(SPARE * size) + 1,  # with its own entry for the unknown
         unk_token=PAD,
         special_tokens=[PAD],
         initial_alphabet=list(characters),
@@ -85,10 +101,12 @@ def _train(texts: Iterator[str], characters: str, size: int, pre_tokenizer: PreT
         show_progress=sys.stderr.isatty(),
     )
     tokenizer.train_from_iterator(texts, trainer)
-    found = {piece: score for piece, score in _vocabulary(tokenizer) if piece != PAD}
+    found = {piece: score for piece, score in _vocabulary(tokenizer) if piece != PAD and not ACROSS.search(piece)}
     least = min((score for piece, score in found.items() if len(piece) > 1), default=0.0)
     scores = {piece: round(score, 6) if score >= least else round(least - 1, 6) for piece, score in found.items()}
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    ordered = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    longer = [piece for piece in ordered if len(piece[0]) > 1][: size - len(characters)]
+    return sorted([p for p in ordered if len(p[0]) == 1] + longer, key=lambda item: (-item[1], item[0]))
 
 
 def _vocabulary(tokenizer: "Tokenizer") -> list[Piece]:

@@ -14,7 +14,7 @@ from ingot.recipe import InputError
 from ingot.tokenization.build import Roles, write_folder
 from ingot.tokenization.chat_template import SPECIAL_TOKENS
 from ingot.tokenization.sample_texts import NASTY, SPACE_SIGN, all_samples
-from ingot.tokenization.unigram import ASCII, BYTES, RESERVED, common_characters, train_unigram
+from ingot.tokenization.unigram import ACROSS, ASCII, BYTES, RESERVED, common_characters, train_unigram
 
 from .conftest import texts
 
@@ -71,6 +71,16 @@ def test_rare_characters_are_bytes_and_frequent_ones_are_not(tokenizer: Any) -> 
     frequent, rare = tokenizer.encode("ö"), tokenizer.encode("é")
     assert len(frequent) == 1 and frequent[0] >= len(RESERVED)
     assert tokenizer.convert_ids_to_tokens(rare) == ["<0xC3>", "<0xA9>"]
+
+
+def test_a_frequent_word_is_one_piece() -> None:
+    """The library alone would know only parts of it: it looks for pieces among different words."""
+    tokenizer = train_unigram(lambda: [*texts(), "the children and the forest " * 40], SIZE, "qwen2")
+    assert tokenizer.encode(" the children and the forest").tokens == [" the", " children", " and", " the", " forest"]
+
+
+def test_no_piece_goes_from_one_word_into_the_next(tokenizer: Any) -> None:
+    assert not [piece for piece in tokenizer.get_vocab() if ACROSS.search(piece)]
 
 
 def test_frequent_words_take_few_tokens(tokenizer: Any) -> None:
