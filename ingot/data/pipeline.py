@@ -18,7 +18,7 @@ from loguru import logger as datatrove_logger
 
 from ingot.data.cleaning.cleaner import Cleaner
 from ingot.data.cleaning.minhash import SignatureWriter
-from ingot.data.documents import GIVEN_SPLIT, REASON, read_documents
+from ingot.data.documents import ERROR, GIVEN_SPLIT, REASON, read_documents
 from ingot.data.parts import WORK, Parts
 from ingot.data.shard_writer import PartialFile
 from ingot.data.sources import Corpus, Split
@@ -32,6 +32,7 @@ datatrove_logger.disable("datatrove")  # its banners and tracebacks; ours go thr
 DROPPED = len(SPLITS)  # in a file of decisions: this, and the number of the reason; below it the index of a split
 # metadata keys: index into SPLITS; which of its task's units a document is from; what was cleaned in it, counted
 SPLIT, UNIT, CLEANED = "_split", "_unit", "_cleaned"
+MARKS = {REASON, ERROR, GIVEN_SPLIT, SPLIT, UNIT, CLEANED}  # what we note on a document beside its columns
 RECORD = np.dtype([("digest", "<u8", 2), ("draw", "<u8"), ("reason", "u1"), ("given", "u1")])
 PACKED = struct.Struct("<16sQBB")
 FLUSH = 1 << 20  # bytes of records that wait to be written
@@ -169,9 +170,14 @@ def _draw(document: Document, split: Split) -> int:
     return draw_of(split.seed, group or [document.id])
 
 
+def columns_of(document: Document) -> dict[str, Any]:
+    """A document's columns, without our marks."""
+    return {name: value for name, value in document.metadata.items() if name not in MARKS}
+
+
 def _column(document: Document, name: str, key: str) -> Any:
     if name not in document.metadata:
-        there = ", ".join(k for k in document.metadata if not k.startswith("_")) or "none"
+        there = ", ".join(columns_of(document)) or "none"
         raise InputError(f"data.split.{key}: document {document.id} has no column '{name}'; the columns are {there}")
     return document.metadata[name]
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ingot.data.cleaning.section import Cleaning
 from ingot.data.executors import DataRun
 from ingot.data.sources import Corpus
 from ingot.files import naming_full_disk
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 END_OF_DOCUMENT = "<|endoftext|>"
+# keys of `data` on which it depends which documents are held out
+CHOOSING = ("sources", "filters", "dedup", "minhash", "decontaminate", "split")
 
 
 class DataSection(Corpus):
@@ -101,7 +102,7 @@ def _warn_of_other_documents(recipe: DataRecipe) -> None:
         return
     here = recipe.data.model_dump(mode="json")
     trained_on = with_defaults(DataSection, trained_on, here)
-    changed = [key for key in ("sources", *Cleaning.model_fields, "split") if trained_on.get(key) != here[key]]
+    changed = [key for key in CHOOSING if trained_on.get(key) != here[key]]
     if changed:
         keys = " and ".join(f"data.{key}" for key in changed)
         logger.warning("prepare_data: the tokenizer's recipe has other %s: it may have seen held-out documents", keys)

@@ -64,7 +64,7 @@ class Selection:
                 data = step.run(data, rank, len(self.tasks))
             for document in data or ():
                 if REASON not in document.metadata and document.metadata[pipeline.SPLIT] == SPLITS.index(split):
-                    document.metadata = {k: v for k, v in document.metadata.items() if not k.startswith("_")}
+                    document.metadata = pipeline.columns_of(document)
                     yield document
 
 

@@ -10,10 +10,11 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from ingot.data.cleaning.dropped import DropWriter
+from ingot.data.documents import ERROR
 from ingot.data.encode import Encoder
 from ingot.data.executors import DataRun, run_tasks
 from ingot.data.parts import WORK, Parts
-from ingot.data.pipeline import CLEANED, SPLIT, Documents, Tally
+from ingot.data.pipeline import CLEANED, SPLIT, Documents, Tally, columns_of
 from ingot.data.selection import Selection, refuse_nothing_left, say_what_is_kept
 from ingot.data.shard_writer import PartialFile, ShardWriter, remove_partial_files
 from ingot.data.shards import TOKENS, token_dtype
@@ -86,7 +87,7 @@ class _Sink:
             reason = self.tally.count(document)
             if reason is not None:
                 if self.drops is not None:
-                    self.drops.add(document.id, reason, document.text)
+                    self.drops.add(document.id, reason, document.text or document.metadata.get(ERROR, ""))
                 continue
             split = document.metadata[SPLIT]
             if changes := document.metadata.get(CLEANED):
@@ -110,8 +111,7 @@ class _Sink:
 
 
 def _held_out_line(document: Document) -> bytes:
-    metadata = {k: v for k, v in document.metadata.items() if not k.startswith("_")}
-    row = {"id": document.id, "text": document.text, "metadata": metadata}
+    row = {"id": document.id, "text": document.text, "metadata": columns_of(document)}
     return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode()
 
 

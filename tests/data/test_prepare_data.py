@@ -100,6 +100,13 @@ def many_files(tmp_path: Path) -> dict[str, Any]:
     return {"sources": [{"path": str(tmp_path / "part-*.jsonl")}], "split": {"test": 4}, "dedup": "off"}
 
 
+def test_columns_keep_their_names_in_held_out_texts(tmp_path: Path, prepare: Prepare) -> None:
+    rows = [{"id": str(i), "text": sentence(i), "_id": i, "é": None} for i in range(9)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    folder, _ = prepare([{"path": str(path)}], split={"test": 2})
+    assert all(row["metadata"].keys() == {"_id", "é"} for row in held_out(folder, "test"))
+
+
 def test_reruns_and_processes_do_not_change_a_byte(
     tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
