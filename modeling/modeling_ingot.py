@@ -472,7 +472,7 @@ class IngotModel(IngotPreTrainedModel):
 
     def __init__(self, config: IngotConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.position_embedding_type == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList([IngotDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
@@ -487,8 +487,6 @@ class IngotModel(IngotPreTrainedModel):
         super()._init_weights(module)
         if module is self.embed_tokens and self.config.embedding_initializer_range is not None:
             init.normal_(module.weight, std=self.config.embedding_initializer_range)
-            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
-                init.zeros_(module.weight[module.padding_idx])
 
     def _initial_std(self, module: nn.Module, weight: torch.Tensor, into_residual: bool = False) -> float:
         layers = [layer for layer in self.layers if isinstance(layer, IngotDecoderLayer)]
