@@ -31,10 +31,11 @@ FOLDER_STAGES = ("serve", "chat")
 TOOLS = {
     "inspect": {
         "tokenizer": ("ingot.tokenization.inspect_tokenizer", "inspect_tokenizer_command", "a tokenizer, looked at"),
+        "data": ("ingot.data.inspect_data", "inspect_data_command", "a prepared corpus: counts, drops, documents"),
     },
     "benchmark": {
         "memory": ("ingot.benchmark.memory", "main", "the planner's memory estimate against real training steps"),
-        "tokenizer": ("ingot.benchmark.tokenizer_training", "tokenizer_training_command", "BPE training beside others"),
+        "tokenizer": ("ingot.benchmark.tokenizer_training", "tokenizer_training_command", "BPE trainers compared"),
     },
 }
 

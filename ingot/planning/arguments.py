@@ -35,6 +35,22 @@ class Parser(argparse.ArgumentParser):
         """All option words."""
         return {word for action in self._actions for word in action.option_strings}
 
+    def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The words, none of them left over.
+
+        Raises: InputError for a word that is not known, with the nearest that is.
+        """
+        words, rest = self.parse_known_args(list(arguments))
+        if rest:
+            self.refuse(rest[0])
+        return words
+
+    def refuse(self, argument: str) -> NoReturn:
+        """Raises: InputError for a word that is not known."""
+        word = argument.split("=")[0]
+        near = nearest(word, self.known())
+        raise InputError(f"{self.prog}: {word}: no such option" + (f"; did you mean {near}?" if near else ""))
+
 
 def number(
     least: float | None = None, above: float | None = None, most: float | None = None, whole: bool = False
@@ -79,9 +95,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = _parser(name)
     found, rest = parser.parse_known_args(list(arguments[1:]))
     if rest and not (name in ("model", "mfu") and found.config and _are_overrides(rest)):
-        word = rest[0].split("=")[0]
-        near = nearest(word, parser.known())
-        raise InputError(f"ingot plan {name}: {word}: no such option" + (f"; did you mean {near}?" if near else ""))
+        parser.refuse(rest[0])
     return found, rest
 
 

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 
 from ingot.planning.arguments import Parser
-from ingot.recipe import InputError, nearest
 from ingot.runs import write_text
 from ingot.tokenization.inspect import Subject, Text, describe, own_texts
 from ingot.tokenization.pages import html_page, text_page
@@ -58,14 +57,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     )  # fmt: skip
     parser.add_argument("--html", type=Path, help="write a page with coloured tokens")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    words, rest = parser.parse_known_args(list(arguments))
-    if rest:
-        word = rest[0].split("=")[0]
-        near = nearest(word, parser.known())
-        raise InputError(
-            f"ingot inspect tokenizer: {word}: no such option" + (f"; did you mean {near}?" if near else "")
-        )
-    return words
+    return parser.parse_all(arguments)
 
 
 def known_folders() -> Iterator[Path]:

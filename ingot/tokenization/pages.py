@@ -1,6 +1,6 @@
 """What `ingot inspect tokenizer` found, as text for a terminal and as one HTML page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -10,15 +10,24 @@ BACKGROUNDS = ("\x1b[48;5;24m", "\x1b[48;5;58m", "\x1b[48;5;54m", "\x1b[48;5;23m
 RESET = "\x1b[0m"
 COLOURS = ("#cfe3ff", "#ffe6b8", "#d9f2d0", "#f3d4f1")
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1c2430; }
+:root { color-scheme: light dark; --text: #1c2430; --page: #fff; --line: #dde3ea; --code: #f1f4f8; --note: #5a6675;
+  --bar: #2b6cb0 }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #dce3ec; --page: #12161c; --line: #323b47; --code: #222a34; --note: #98a4b3; --bar: #63a0e0 }
+}
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
+  color: var(--text); background: var(--page); overflow-wrap: anywhere }
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-table { border-collapse: collapse }
-td, th { padding: .2rem .7rem; border-bottom: 1px solid #dde3ea; text-align: right }
+.wide { overflow-x: auto } table { border-collapse: collapse; overflow-wrap: normal }
+td, th { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right }
 td:first-child, th:first-child { text-align: left }
 .cut { font: 14px/1.9 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
-.cut span { border-radius: 3px } code { background: #f1f4f8; padding: 0 .25rem; border-radius: 3px; white-space: pre }
-.note { color: #5a6675 }
+.cut span { border-radius: 3px; color: #1c2430 }
+code { background: var(--code); padding: 0 .25rem; border-radius: 3px; white-space: pre-wrap }
+.note { color: var(--note) }
 """
+# nothing is loaded from elsewhere and no script runs, whatever a text holds
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def text_page(found: dict[str, Any], colour: bool) -> str:
@@ -63,15 +72,15 @@ def table(found: dict[str, Any]) -> list[list[str]]:
 
 
 def _table_text(found: dict[str, Any]) -> str:
-    rows = table(found)
+    return "\n".join([*aligned(table(found)), note(found)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as lines with columns of equal width, the first flush left, the others flush right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([*lines, note(found)])
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        yield "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(cells)).rstrip()
 
 
 def note(found: dict[str, Any]) -> str:
@@ -154,13 +163,10 @@ def _wrapped(title: str, entries: Sequence[str]) -> str:
 
 def html_page(found: dict[str, Any]) -> str:
     """One page without scripts and without anything from elsewhere; pointing at a piece shows its ids."""
-    head, *rows = table(found)
-    cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     unused = found["unused"]
     parts = [
         f"<h1>{escape(found['name'])}</h1><p>{escape(_head(found))}</p>",
-        f"<h2>How it packs text</h2><table><tr>{header}</tr>{cells}</table><p class=note>{escape(note(found))}</p>",
+        f"<h2>How it packs text</h2>{html_table(table(found))}<p class=note>{escape(note(found))}</p>",
         "<h2>Samples</h2>" + "".join(_sample_html(sample) for sample in found["samples"]),
         "<h2>Longest entries</h2>" + _entries_html(found["longest"]),
         f"<h2>Not used in these texts: {unused['count']:,} entries ({unused['share']:.1%}), such as</h2>"
@@ -169,11 +175,25 @@ def html_page(found: dict[str, Any]) -> str:
         "<h2>Special and added tokens</h2>" + _special_html(found["special_tokens"]),
         "<h2>Chat template</h2>" + _chat_html(found["chat"]),
     ]
-    title = f"<title>{escape('Tokenizer ' + found['name'])}</title>"
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{title}<style>{STYLE}</style></head>'
-        f"<body>{''.join(parts)}</body></html>\n"
+    return html_document(f"Tokenizer {found['name']}", "".join(parts))
+
+
+def html_document(title: str, body: str) -> str:
+    """A whole page around `body`, for large and small screens, light or dark."""
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>"
     )
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
+def html_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a table that scrolls sideways where it has to; the first row is the header."""
+    head, *others = rows
+    header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in others)
+    return f"<div class=wide><table><tr>{header}</tr>{cells}</table></div>"
 
 
 def _sample_html(sample: dict[str, Any]) -> str:
@@ -191,10 +211,7 @@ def _entries_html(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def _special_html(tokens: Sequence[dict[str, Any]]) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(t['token'])}</td><td>{t['id']}</td><td>{t['role'] or ''}</td></tr>" for t in tokens
-    )
-    return f"<table><tr><th>token</th><th>id</th><th>role</th></tr>{rows}</table>"
+    return html_table([["token", "id", "role"], *([t["token"], str(t["id"]), t["role"] or ""] for t in tokens)])
 
 
 def _chat_html(chat: dict[str, Any] | None) -> str:
