@@ -85,7 +85,7 @@ def test_the_padding_row_starts_and_learns_like_every_other(tied: bool, tiny: Ma
     # with Qwen3's tokenizer the padding token also ends documents
     model = tiny(pad_token_id=3, tie_word_embeddings=tied).train()
     table = model.model.embed_tokens.weight
-    assert table[3].std() == pytest.approx(table.std(), rel=0.5)
+    assert 0.5 < float(table[3].std() / table.std()) < 2
     ids = tokens(2, 16)
     ids[:, 4] = 3
     model(ids, labels=ids).loss.backward()
