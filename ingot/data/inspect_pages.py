@@ -86,7 +86,8 @@ def sources_table(found: Mapping[str, Any]) -> Rows:
     if sources["count"] != 1:
         dropped = sum(found["dropped"].values())
         name = f"all {sources['count']:,}"
-        rows.append([name, _number(sources["bytes"]), f"{sources['documents']:,}", f"{dropped:,}"])
+        size = _number(sources["bytes"]) + (" known" if sources["bytes"] and sources["without_bytes"] else "")
+        rows.append([name, size, f"{sources['documents']:,}", f"{dropped:,}"])
     return rows
 
 

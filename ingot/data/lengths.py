@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ingot.data.shards import TokenShards
 
-MOST = 1 << 22  # documents that are measured, about 200 MB at the peak
+MOST = 1 << 21  # documents that are measured, about 150 MB at the peak
 RUN = 1 << 10  # neighbours that a sample takes together, so that few pages of the files are read
 SHARES = (0.1, 0.5, 0.9, 0.99)
 

@@ -5,6 +5,7 @@ A folder holds `tokens/<split>-<number>.bin` (uint16 or uint32, little-endian), 
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ingot.runs import read_json
 
 DESCRIPTION = "data.json"
 TOKENS = "tokens"
+RESERVED_FILES = 128  # that a process has open besides shards
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -46,6 +48,7 @@ class TokenShards:
         self.num_tokens: int = entry["tokens"]
         self.num_bytes: int = entry["bytes"]
         self.files, self.ends = [], []
+        allow_open_files(2 * len(entry["shards"]))
         for shard in entry["shards"]:
             path = folder / TOKENS / shard["name"]
             self.files.append(_map(path.with_suffix(".bin"), np.dtype(self.description["dtype"]), shard["tokens"]))
@@ -89,6 +92,24 @@ def _map(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
     if not path.is_file() or path.stat().st_size != length * dtype.itemsize:
         raise InputError(f"{path}: missing or not {length * dtype.itemsize} bytes long; run prepare_data again")
     return np.asarray(np.memmap(path, dtype, mode="r")).view(np.ndarray)
+
+
+def allow_open_files(more: int) -> None:
+    """Raises this process's limit of open files, often 1,024, by `more`: every memory-mapped file counts as one.
+
+    Raises: InputError when the system does not allow so many.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    if hard != resource.RLIM_INFINITY and more > hard - RESERVED_FILES:
+        raise InputError(f"{more:,} files of shards but only {hard:,} may be open; raise the limit (ulimit -Hn)")
+    wanted = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def read_held_out(folder: Path, split: str) -> Iterator[dict[str, Any]]:
