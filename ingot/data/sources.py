@@ -87,8 +87,8 @@ class Source(Section):
         if len(given) != 1:
             yield f"{key}: needs exactly one of path, builtin, hub; has {' and '.join(given) or 'none'}"
         if self.hub is None:
-            for name in (n for n in ("subset", "revision", "streaming") if n in self.model_fields_set):
-                if getattr(self, name) is not None:
+            for name in ("subset", "revision", "streaming"):
+                if getattr(self, name) != type(self).model_fields[name].default:
                     yield f"{key}.{name}: only for a Hub dataset; set hub, or remove {name}"
         if self.conversations is not None and "text" in self.columns:
             yield f"{key}.conversations: columns maps text already; remove one of them"

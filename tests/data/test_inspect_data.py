@@ -244,6 +244,16 @@ def test_other_folders(tmp_path: Path, files: dict[str, Any] | None, message: st
     assert "\n" not in str(error.value)
 
 
+def test_an_unfinished_run_continues_with_the_command_that_it_names(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "manifest.json").unlink()
+    with pytest.raises(InputError, match="1 tasks read, 1 of 1 tasks tokenised") as error:
+        inspect_data_command([str(copy)])
+    words = str(error.value).partition("continue with: ingot ")[2].split()
+    command([*words, "--run.dir", str(copy)])
+    inspect_data_command([str(copy), "--verify"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
