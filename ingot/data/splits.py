@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from ingot.recipe import InputError
 
 SPLITS = ("train", "validation", "test")  # a document's split is an index into this
 Draws = NDArray[np.uint64]
+BLANK = re.compile(r"\s")
+AT_ONCE = 1 << 20  # characters
 
 
 def draw_of(seed: int, parts: Sequence[Any]) -> int:
@@ -23,7 +26,15 @@ def draw_of(seed: int, parts: Sequence[Any]) -> int:
 
 def digest_of(text: str) -> bytes:
     """16 bytes that are equal for texts that differ only in case and white space."""
-    return hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=16).digest()
+    digest, begin, between = hashlib.blake2b(digest_size=16), 0, ""
+    while begin < len(text):
+        end = BLANK.search(text, begin + AT_ONCE)  # the words of a long text are not in memory all at once
+        piece = text[begin : end.end() if end else len(text)]
+        if words := " ".join(piece.lower().split()):
+            digest.update((between + words).encode())
+            between = " "
+        begin += len(piece)
+    return digest.digest()
 
 
 def choose_splits(draws: Draws, strata: dict[int, Any], split: Split) -> NDArray[np.uint8]:

@@ -1,8 +1,12 @@
 """The held-out draw: whole groups, spread over the strata, a pure function of ids and seed."""
 
+import hashlib
+import random
+
 import numpy as np
 import pytest
 
+from ingot.data import splits
 from ingot.data.sources import Split
 from ingot.data.splits import choose_splits, digest_of, draw_of
 from ingot.recipe import InputError
@@ -60,3 +64,15 @@ def test_contradictions_in_the_recipe_are_named() -> None:
 def test_digest_ignores_case_and_white_space_only() -> None:
     assert digest_of("A  b\nc") == digest_of(" a B C ")
     assert digest_of("a b c") != digest_of("a b d")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_digest_of_a_long_text_is_that_of_its_words(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    drawn = random.Random(seed)
+    text = "".join(
+        drawn.choices(["Σ", "ΑΣ", "a", "İ", "ß", " ", "\n", "\u2003", "\x1c", "word", "\u0301", "'"], k=400)
+    )
+    monkeypatch.setattr(splits, "AT_ONCE", drawn.randrange(1, 50))
+    wanted = hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=16).digest()
+    assert splits.digest_of(text) == wanted
+    assert splits.digest_of(f"  {text}\n") == wanted
