@@ -155,21 +155,29 @@ def progress_of(folder: Path) -> str:
 
 
 def _sources(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Totals, and the sources with the most documents; all of them are in data.json."""
-    rows = [
-        {
-            "name": row["name"], "bytes": row.get("bytes"), "documents": row["documents"],
-            "dropped": sum(row["dropped"].values()),
-        }
-        for row in sources
-    ]  # fmt: skip
-    known = [row["bytes"] for row in rows if row["bytes"] is not None]
+    """Totals, and the sources with the most documents, by folder where there are many; data.json has each of them."""
+    by_folder = len(sources) > SHOWN_SOURCES
+    rows: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        name = source["name"].rpartition("/")[0] + "/" if by_folder else source["name"]
+        row = rows.setdefault(
+            name, {"name": name, "files": 0, "bytes": None, "without_bytes": 0, "documents": 0, "dropped": 0}
+        )
+        row["files"] += 1
+        if source.get("bytes") is None:
+            row["without_bytes"] += 1
+        else:
+            row["bytes"] = (row["bytes"] or 0) + source["bytes"]
+        row["documents"] += source["documents"]
+        row["dropped"] += sum(source["dropped"].values())
+    known = [row["bytes"] for row in rows.values() if row["bytes"] is not None]
     return {
-        "count": len(rows),
+        "count": len(sources),
+        "rows": len(rows),
         "bytes": sum(known) if known else None,
-        "without_bytes": len(rows) - len(known),
-        "documents": sum(row["documents"] for row in rows),
-        "largest": sorted(rows, key=lambda row: -row["documents"])[:SHOWN_SOURCES],
+        "without_bytes": sum(row["without_bytes"] for row in rows.values()),
+        "documents": sum(row["documents"] for row in rows.values()),
+        "largest": sorted(rows.values(), key=lambda row: -row["documents"])[:SHOWN_SOURCES],
     }
 
 

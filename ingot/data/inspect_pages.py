@@ -80,15 +80,17 @@ def splits_table(found: Mapping[str, Any]) -> Rows:
 def sources_table(found: Mapping[str, Any]) -> Rows:
     """The sources with the most documents, and all together; the first row is the header."""
     sources = found["sources"]
-    rows = [["source", "bytes", "documents", "dropped"]]
-    for row in sources["largest"]:
-        rows.append([_ending(row["name"]), _number(row["bytes"]), f"{row['documents']:,}", f"{row['dropped']:,}"])
-    if sources["count"] != 1:
-        dropped = sum(found["dropped"].values())
-        name = f"all {sources['count']:,}"
-        size = _number(sources["bytes"]) + (" known" if sources["bytes"] and sources["without_bytes"] else "")
-        rows.append([name, size, f"{sources['documents']:,}", f"{dropped:,}"])
+    rows = [["source", "files", "bytes", "documents", "dropped"]]
+    rows += [_source_row(_ending(row["name"]), row["files"], row) for row in sources["largest"]]
+    if sources["rows"] != 1:
+        total = {**sources, "dropped": sum(found["dropped"].values())}
+        rows.append(_source_row("all", sources["count"], total))
     return rows
+
+
+def _source_row(name: str, files: int, row: Mapping[str, Any]) -> list[str]:
+    size = "n/a" if row["bytes"] is None else f"{row['bytes']:,}" + (" known" if row["without_bytes"] else "")
+    return [name, f"{files:,}", size, f"{row['documents']:,}", f"{row['dropped']:,}"]
 
 
 def sources_note(found: Mapping[str, Any]) -> list[str]:
@@ -96,18 +98,15 @@ def sources_note(found: Mapping[str, Any]) -> list[str]:
     sources = found["sources"]
     if not sources["count"]:
         return ["This folder was written by a version that did not describe the sources."]
-    left = sources["count"] - len(sources["largest"])
-    return [f"{left:,} more sources: data.json describes all of them"] if left else []
+    left = sources["rows"] - len(sources["largest"])
+    more = [f"{left:,} more folders"] if left else []
+    return [*more, "data.json describes every file"] if sources["rows"] < sources["count"] or left else []
 
 
 def _ending(name: str) -> str:
     """The end of a long path says most."""
     shown = printable(name)
     return shown if len(shown) <= 60 else f"...{shown[-57:]}"
-
-
-def _number(value: int | None) -> str:
-    return "n/a" if value is None else f"{value:,}"
 
 
 def dropped_table(found: Mapping[str, Any]) -> Rows:
