@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ingot.export.card import CardText, Evaluated, Facts, write_card
+from ingot.export.convert import checkpoint_to_hub, is_checkpoint
 from ingot.export.hub import save_hub_folder, uses_remote_code
 from ingot.export.lineage import lineage
 from ingot.export.verify import verify_export
@@ -22,7 +23,7 @@ class ExportRun(RunSection):
     """What is exported, and where to."""
 
     from_: Annotated[FilePath, StageFolder("dpo", "sft", "pretrain", hub=True)] = Field(
-        alias="from", description="run folder or Hub folder of the model"
+        alias="from", description="run folder or Hub folder of the model, or a run's checkpoint: RUN/checkpoint-N"
     )
 
 
@@ -52,7 +53,7 @@ def run(recipe: ExportRecipe) -> dict[str, Any]:
     with open_run(recipe) as folder:
         if folder.complete:
             return folder.results
-        source, target = recipe.run.from_, folder.path / "model"
+        source, target = _hub_source(recipe.run.from_, folder.path / ".checkpoint"), folder.path / "model"
         partial = folder.path / ".partial"  # becomes `model` when it is proved equal
         shutil.rmtree(partial, ignore_errors=True)
         counts = _write(source, partial)
@@ -60,6 +61,7 @@ def run(recipe: ExportRecipe) -> dict[str, Any]:
         difference = verify_export(source, partial)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
+        shutil.rmtree(folder.path / ".checkpoint", ignore_errors=True)
         write_card(_facts(recipe, target, counts, difference))
         return folder.finish(
             {
@@ -70,6 +72,14 @@ def run(recipe: ExportRecipe) -> dict[str, Any]:
                 "remote_code": uses_remote_code(target),
             }
         )
+
+
+def _hub_source(path: Path, staging: Path) -> Path:
+    """The path itself, or for a run's checkpoint a Hub folder made of it."""
+    if not is_checkpoint(path):
+        return path
+    logger.info("export: putting the weights of %s together", path)
+    return checkpoint_to_hub(path, staging)
 
 
 def _write(source: Path, target: Path) -> dict[str, int]:

@@ -25,7 +25,7 @@ class Optimizer:
 
 
 EIGHT_BIT = 1 + 4 / 256  # a byte, and a float32 scale for every block of 256
-# by the name in training.optim, and `muon` for run.optimizer
+# by the name in training.optim, and `muon` and `lion` for run.optimizer
 OPTIMIZERS = {
     "adamw_torch_fused": Optimizer(2),
     "adamw_torch": Optimizer(2, temporary="copy"),

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ingot.planning.hardware import mfu
@@ -280,5 +281,5 @@ class SamplesCallback(TrainerCallback):
 
 
 def _is_sharded(model: Any) -> bool:
-    """Whether this process holds only a part of the weights (ZeRO-3), so that it cannot generate alone."""
-    return any(p.numel() == 0 for p in model.parameters())
+    """Whether this process holds only a part of the weights (ZeRO-3, FSDP2), so that it cannot generate alone."""
+    return any(p.numel() == 0 or isinstance(p, DTensor) for p in model.parameters())

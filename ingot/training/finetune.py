@@ -39,6 +39,7 @@ from ingot.training.adapters import (
 from ingot.training.callbacks import MetricsCallback, StopOnNonFinite, StopOnSignal, Throughput
 from ingot.training.checkpoints import newest_checkpoint
 from ingot.training.heldout import packing_leak
+from ingot.training.launch import uses_fsdp
 from ingot.vocabulary import check_pair
 from modeling import IngotForCausalLM
 
@@ -92,7 +93,7 @@ def _refuse_sharded(args: TrainingArguments) -> None:
     """Measuring, merging and saving here need the whole model on a process."""
     plugin = args.deepspeed_plugin
     zero3 = plugin is not None and plugin.deepspeed_config.get("zero_optimization", {}).get("stage") == 3
-    if zero3 or getattr(args, "fsdp_plugin_args", None):
+    if zero3 or uses_fsdp():
         raise InputError(
             f"{'ZeRO-3' if zero3 else 'FSDP'} splits the weights, which sft and dpo do not support; launch with "
             "accelerate_configs/ddp.yaml, zero1.yaml or zero2.yaml, or train an adapter (model.adapter: qlora)"

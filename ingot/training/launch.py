@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,11 @@ from ingot.runs import get_logger, num_processes
 from ingot.training.malloc import keep_freed_memory
 
 logger = get_logger(__name__)
+
+# Seconds that a process waits for the others where training.ddp_timeout does not say. Long enough for the first one
+# to hash and write a checkpoint of 100 GB alone; upstream's half hour is long to pay for machines that wait for a
+# dead one.
+TIMEOUT = 600
 
 
 def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
@@ -30,12 +36,17 @@ def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
     if num_processes() == 1:
         _use_one_gpu()
     on_cpu = bool(training.get("use_cpu")) or not has_gpu()
+    if on_cpu and uses_fsdp():
+        raise InputError(
+            "FSDP2 needs GPUs: on a CPU Accelerate would train as DDP without a word; launch with "
+            "accelerate_configs/cpu_ddp.yaml, or with zero3.yaml, which splits weights on CPUs too"
+        )
     if on_cpu:
         keep_freed_memory()
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ["ACCELERATE_USE_CPU"] = str(not uses_deepspeed()).lower()
     if num_processes() > 1:
-        _join_processes(on_cpu)
+        _join_processes(on_cpu, timedelta(seconds=training.get("ddp_timeout") or TIMEOUT))
     if not on_cpu:
         return dict(training)
     # told to use the CPU, accelerate drops DeepSpeed without a word and trains as DDP
@@ -45,6 +56,11 @@ def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
 def uses_deepspeed() -> bool:
     """Whether this process was launched with a DeepSpeed file of accelerate_configs/."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def uses_fsdp() -> bool:
+    """Whether this process was launched with FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def has_gpu() -> bool:
@@ -67,7 +83,7 @@ def _use_one_gpu() -> None:
         )  # fmt: skip
 
 
-def _join_processes(on_cpu: bool) -> None:
+def _join_processes(on_cpu: bool, timeout: timedelta) -> None:
     """Forms the process group and checks that it is as large as the launcher says."""
     from accelerate import PartialState
 
@@ -75,10 +91,10 @@ def _join_processes(on_cpu: bool) -> None:
         import deepspeed
 
         backend = "gloo" if on_cpu else "nccl"
-        deepspeed.init_distributed(dist_backend=backend)
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout)
         state = PartialState(backend=backend)
     else:
-        state = PartialState(cpu=on_cpu)
+        state = PartialState(cpu=on_cpu, timeout=timeout)
     found = int(state.num_processes)  # type: ignore[has-type]
     if found != num_processes():
         raise InputError(

@@ -16,6 +16,7 @@ from ingot.planning.setups import Strategy
 from ingot.planning.show import size
 from ingot.recipe import InputError
 from ingot.runs import get_logger, num_processes
+from ingot.training.launch import uses_fsdp
 
 logger = get_logger(__name__)
 
@@ -29,7 +30,7 @@ def strategy_of_run(arguments: TrainingArguments) -> Strategy:
         offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
         stages: dict[int, Strategy] = {1: "zero1", 2: "zero2", 3: "zero3"}
         return "zero3_offload" if offload else stages.get(zero.get("stage", 0), "ddp")
-    if getattr(arguments, "fsdp_plugin_args", None):
+    if uses_fsdp():
         return "fsdp2"
     return "ddp" if num_processes() > 1 else "single"
 

@@ -125,8 +125,10 @@ class PretrainTraining(UpstreamSection, upstream="transformers.TrainingArguments
 class PretrainRun(RunSection):
     """The run folder, and what TrainingArguments has no key for."""
 
-    optimizer: Literal["muon"] | None = Field(
-        None, description="muon: Muon for the matrices of the layers, AdamW for the rest; null: training.optim"
+    optimizer: Literal["muon", "lion"] | None = Field(
+        None,
+        description="muon: Muon for the matrices of the layers, AdamW for the rest; lion: one state, and training's "
+        "adam_beta1 and adam_beta2 (0.9 and 0.99 where unset); null: training.optim",
     )
     global_batch_size: int | None = Field(
         None,
@@ -160,6 +162,8 @@ class PretrainRecipe(Recipe, stage="pretrain"):
             yield f"data.seq_length: {self.data.seq_length} is longer than model.max_position_embeddings: {positions}"
         if self.run.optimizer is not None and "optim" in training:
             yield "run.optimizer: also training.optim is set; keep one of them"
+        if self.run.optimizer == "lion" and "adam_epsilon" in training:
+            yield "training.adam_epsilon: leave it out; lion takes the sign of the step and has no epsilon"
         if self.run.global_batch_size is not None and "gradient_accumulation_steps" in training:
             yield "training.gradient_accumulation_steps: follows from run.global_batch_size; keep one of them"
         for key in ("eval_strategy", "save_strategy", "logging_strategy"):

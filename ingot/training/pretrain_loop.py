@@ -31,11 +31,14 @@ from ingot.training.callbacks import (
     read_metrics,
 )
 from ingot.training.checkpoints import newest_checkpoint
+from ingot.training.launch import uses_fsdp
+from ingot.training.lion import Lion
 from ingot.training.optim import MuonFactory
 from ingot.training.prediction import predict
 from ingot.training.pretrain import PretrainRecipe
 from ingot.training.pretrain_data import RunData, data_report, training_blocks
 from ingot.training.pretrain_trainer import PretrainTrainer
+from ingot.training.schedule import check_schedule
 from ingot.vocabulary import Shards, check_pair
 from modeling import IngotConfig, IngotForCausalLM
 
@@ -111,6 +114,7 @@ def training_arguments(
         arguments = TrainingArguments(**{**defaults, **values, **fixed})
     except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
+    check_schedule(arguments)
     return arguments, steps * per_step
 
 
@@ -176,6 +180,11 @@ def optimizer_for(recipe: PretrainRecipe, arguments: TrainingArguments) -> tuple
     """
     if recipe.run.optimizer is None:
         return None
+    if recipe.run.optimizer == "lion":
+        given = recipe.training.upstream_values()
+        # upstream's defaults are AdamW's
+        betas = (given.get("adam_beta1", 0.9), given.get("adam_beta2", 0.99))
+        return Lion, {"lr": arguments.learning_rate, "betas": betas}
     refuse_sharded_muon(arguments)
     kwargs = {
         "weight_decay": arguments.weight_decay,
@@ -193,14 +202,21 @@ def refuse_sharded_muon(arguments: TrainingArguments) -> None:
     strategy = None
     if arguments.deepspeed_plugin is not None:
         zero = arguments.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
-        strategy = "ZeRO-3" if zero.get("stage") == 3 else "ZeRO offload" if zero.get("offload_optimizer") else None
-    elif getattr(arguments, "fsdp_plugin_args", None):
-        strategy = "FSDP"
+        strategy = _split_by(zero)
+    elif uses_fsdp():
+        strategy = "FSDP2"
     if strategy is not None:
         raise InputError(
             f"run.optimizer: muon needs whole matrices and {strategy} splits them; use ZeRO-1, ZeRO-2 or DDP, "
             "or --run.optimizer=null"
         )
+
+
+def _split_by(zero: dict[str, Any]) -> str | None:
+    """The DeepSpeed strategy that leaves no process a whole gradient."""
+    if zero.get("offload_optimizer"):
+        return f"ZeRO-{zero.get('stage')} with offload"
+    return "ZeRO-3" if zero.get("stage") == 3 else None
 
 
 def callbacks(
@@ -305,7 +321,10 @@ def last_evaluation(trainer: Trainer) -> dict[str, float]:
 def save_model(trainer: Trainer, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes a Hub-format folder: whole weights, code, tokenizer; the cache is on again, which training turned off."""
     cast(IngotForCausalLM, trainer.model).config.use_cache = True
-    trainer.save_model(str(folder))
+    if trainer.is_fsdp_enabled:  # where checkpoints are sharded, upstream's save_model writes nothing
+        trainer._save(str(folder), state_dict=trainer.accelerator.get_state_dict(trainer.model))
+    else:
+        trainer.save_model(str(folder))
     if is_main_process():
         copy_tokenizer(Path(tokenizer.name_or_path), folder)
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says the same

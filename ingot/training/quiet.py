@@ -13,6 +13,8 @@ def keep_quiet() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # TRL reads the key `gradient_checkpointing`, which transformers calls the old name
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated", category=FutureWarning)
+    # torch 2.13 about functions that DeepSpeed calls
+    warnings.filterwarnings("ignore", message=".*is deprecated. Please use", module="torch.distributed")
     os.environ["TQDM_DISABLE"] = "1"
     import datasets
     import transformers

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ Above = Callable[..., None]
 @pytest.fixture(autouse=True)
 def one_plain_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No launcher above, no GPU, no default configuration of accelerate."""
-    accelerates = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU")
+    accelerates = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP")
     for name in ("WORLD_SIZE", "RANK", *accelerates, "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(launch, "has_gpu", lambda: False)
@@ -170,7 +171,19 @@ def test_several_processes_on_the_cpu_join_and_keep_every_gpu_visible(
     above(f"accelerate launch --config_file {CONFIGS}/cpu_ddp.yaml {SCRIPT}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert prepare_launch({})["use_cpu"] is True
-    assert state.made == [{"cpu": True}] and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert (
+        state.made == [{"cpu": True, "timeout": timedelta(seconds=600)}]
+        and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    )
+
+
+def test_fsdp_on_a_cpu_is_refused_because_it_would_be_ddp(above: Above, monkeypatch: pytest.MonkeyPatch) -> None:
+    above()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="FSDP2 needs GPUs.*accelerate_configs/cpu_ddp.yaml"):
+        prepare_launch({})
+    monkeypatch.setattr(launch, "has_gpu", lambda: True)
+    assert prepare_launch({}) == {}
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(
@@ -187,13 +200,14 @@ def test_deepspeed_gets_its_backend_and_is_not_told_of_the_cpu(
     gpu: bool, state: type[State], above: Above, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     above()
-    backends: list[str] = []
-    deepspeed = SimpleNamespace(init_distributed=lambda dist_backend: backends.append(dist_backend))
+    calls: list[dict[str, Any]] = []
+    deepspeed = SimpleNamespace(init_distributed=lambda **options: calls.append(options))
     monkeypatch.setitem(sys.modules, "deepspeed", deepspeed)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setattr(launch, "has_gpu", lambda: gpu)
-    values = prepare_launch({})
-    assert backends == ["nccl" if gpu else "gloo"]
+    values = prepare_launch({"ddp_timeout": 30})
+    assert calls == [{"dist_backend": "nccl" if gpu else "gloo", "timeout": timedelta(seconds=30)}]
+    del values["ddp_timeout"]
     assert values == ({} if gpu else {"use_cpu": False, "ddp_backend": "gloo"})
     assert os.environ.get("ACCELERATE_USE_CPU", "false") == "false"
 

@@ -44,7 +44,9 @@ def test_the_strategy_is_read_from_the_launch(monkeypatch: pytest.MonkeyPatch) -
     assert strategy_of_run(arguments()) == "single"
     assert strategy_of_run(zero(stage=2)) == "zero2"
     assert strategy_of_run(zero(stage=3, offload_optimizer={"device": "cpu"})) == "zero3_offload"
-    assert strategy_of_run(arguments(fsdp_plugin_args={"version": 2})) == "fsdp2"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as accelerate launch does with fsdp2.yaml
+    assert strategy_of_run(arguments()) == "fsdp2"
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert strategy_of_run(arguments()) == "ddp"
 

@@ -416,13 +416,24 @@ def plugin(**zero: Any) -> Any:
     ("arguments", "strategy"),
     [
         (SimpleNamespace(deepspeed_plugin=plugin(stage=3)), "ZeRO-3"),
-        (SimpleNamespace(deepspeed_plugin=plugin(stage=2, offload_optimizer={"device": "cpu"})), "ZeRO offload"),
+        (
+            SimpleNamespace(deepspeed_plugin=plugin(stage=2, offload_optimizer={"device": "cpu"})),
+            "ZeRO-2 with offload",
+        ),
+        (
+            SimpleNamespace(deepspeed_plugin=plugin(stage=3, offload_optimizer={"device": "cpu"})),
+            "ZeRO-3 with offload",
+        ),
         (SimpleNamespace(deepspeed_plugin=plugin(stage=2)), None),
-        (SimpleNamespace(deepspeed_plugin=None, fsdp_plugin_args={"fsdp_version": 2}), "FSDP"),
-        (SimpleNamespace(deepspeed_plugin=None, fsdp_plugin_args=None), None),
+        (SimpleNamespace(deepspeed_plugin=None), "FSDP2"),
+        (SimpleNamespace(deepspeed_plugin=None), None),
     ],
 )
-def test_muon_is_refused_where_no_process_has_whole_matrices(arguments: Any, strategy: str | None) -> None:
+def test_muon_is_refused_where_no_process_has_whole_matrices(
+    arguments: Any, strategy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if strategy == "FSDP2":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as accelerate launch does with fsdp2.yaml
     if strategy is None:
         pretrain_loop.refuse_sharded_muon(arguments)
         return

@@ -116,6 +116,12 @@ CONFIGS = [
     pytest.param("zero2", "muon", marks=UNLESS_BUILT),
     pytest.param("zero1", None, marks=pytest.mark.slow),
     pytest.param("zero3", None, marks=pytest.mark.slow),
+    pytest.param("zero3_offload", None, marks=pytest.mark.slow),
+    pytest.param("cpu_ddp", "lion", marks=pytest.mark.slow),
+    pytest.param("zero1", "lion", marks=pytest.mark.slow),
+    pytest.param("zero2", "lion", marks=pytest.mark.slow),
+    pytest.param("zero3", "lion", marks=pytest.mark.slow),
+    pytest.param("zero3_offload", "lion", marks=pytest.mark.slow),
 ]
 
 
@@ -186,6 +192,20 @@ def test_a_checkpoint_of_two_processes_continues_in_one(
     assert len(numbers(continued)) == len(numbers(whole)) == 202
     for here, there in zip(numbers(continued), numbers(whole), strict=True):
         assert here == pytest.approx(there, abs=2e-3)  # rounding, through 200 steps
+
+
+def test_fsdp_on_cpus_is_refused_in_one_line(start: Start, recipe_file: Path, tmp_path: Path) -> None:
+    code, text = start(*launch("fsdp2", "--config", str(recipe_file))).finish()
+    assert code == 1, text  # accelerate's
+    assert "error: FSDP2 needs GPUs: on a CPU Accelerate would train as DDP" in text
+    assert not (tmp_path / "pretrain").exists()
+
+
+@pytest.mark.slow
+def test_muon_under_offload_is_refused_by_name(start: Start, recipe_file: Path) -> None:
+    pytest.importorskip("deepspeed")
+    code, text = start(*launch("zero3_offload", "--config", str(recipe_file))).finish()
+    assert code == 1 and "error: run.optimizer: muon needs whole matrices and ZeRO-3 with offload splits" in text, text
 
 
 def test_launches_that_start_one_process_are_refused(start: Start, recipe_file: Path, tmp_path: Path) -> None:
