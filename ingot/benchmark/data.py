@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ingot.benchmark.data_cases import CASES, Measured, measure
+from ingot.benchmark.data_cases import BATCHES, CASES, Measured, measure
 from ingot.planning.arguments import Parser, count
 from ingot.recipe import InputError
 from ingot.runs import get_logger, versions, write_text
@@ -59,25 +59,32 @@ def run(
     most = max(workers)
     slices = list(write_corpus(folder / "corpus", texts(files, size), most))
     path = tokenizer / "tokenizer.json" if tokenizer else train(folder, slices[0])
-    turns = [(case, most) for case in CASES]
-    turns += [(case, w) for w in workers if w != most for case in ("our_step", "end_to_end")]
-    totals = {turn: Total() for turn in turns}
+    totals = {(case, most, batch): Total() for case in CASES for batch in _batches(case)}
+    totals |= {(case, w, BATCHES[0]): Total() for w in workers for case in ("our_step", "end_to_end")}
     for number, one in enumerate(slices):
-        for case, w in random.Random(number).sample(turns, len(turns)):
-            totals[case, w].add(measure(case, one, path, folder / "out", w))
+        for case, w, batch in random.Random(number).sample(list(totals), len(totals)):
+            totals[case, w, batch].add(measure(case, one, path, folder / "out", w, batch))
         logger.info("benchmark data: %d of %d slices", number + 1, len(slices))
+    best = {case: max((totals[case, most, b] for b in _batches(case)), key=lambda t: t.rate) for case in CASES}
+    raw = best["encode_batch"]
     return {
-        "corpus_bytes": sum(total.num_bytes for total in list(totals.values())[:1]),
+        "corpus_bytes": raw.num_bytes,
         "workers": most,
         "cores": len(os.sched_getaffinity(0)),
         "load_average": list(os.getloadavg()),
-        "cases": {case: totals[case, most].described(totals["encode_batch", most]) for case in CASES},
+        "cases": {case: total.described(raw) for case, total in best.items()},
         "scaling": [
-            {"workers": w, **{case: totals[case, w].rate for case in ("our_step", "end_to_end")}} for w in workers
+            {"workers": w, **{case: totals[case, w, BATCHES[0]].rate for case in ("our_step", "end_to_end")}}
+            for w in workers
         ],
         "start_up": "excluded: processes, imports, loading of the tokenizer and (raw, our_step) of the texts",
         "versions": versions(),
     }
+
+
+def _batches(case: str) -> tuple[int, ...]:
+    """Sizes of batches that a case is tried with; the better one counts."""
+    return BATCHES if case.startswith("encode_batch") else BATCHES[:1]
 
 
 @dataclass
@@ -101,17 +108,22 @@ class Total:
         return self.num_bytes / sum(m.seconds for m in self.found)
 
     @property
+    def best(self) -> float:
+        """The rate of the slice that other work on the machine disturbed least."""
+        return max(m.rate for m in self.found)
+
+    @property
     def cpu_rate(self) -> float:
         """Bytes of text in a CPU second."""
         return self.num_bytes / sum(m.cpu_seconds for m in self.found)
 
     def described(self, raw: "Total") -> dict[str, float]:
         """The figures of the table; shares are of encode_batch."""
-        middle = sorted(mine.rate / its.rate for mine, its in zip(self.found, raw.found, strict=True))
         return {
             "bytes_per_second": self.rate,
             "share": self.rate / raw.rate,
-            "median_share": middle[len(middle) // 2],
+            "best_slice": self.best,
+            "best_share": self.best / raw.best,
             "bytes_per_cpu_second": self.cpu_rate,
             "cpu_share": self.cpu_rate / raw.cpu_rate,
             "peak_memory": max(m.peak_memory for m in self.found),
@@ -212,13 +224,14 @@ def as_table(results: dict[str, Any]) -> str:
     lines = [
         f"{results['corpus_bytes'] / 1e6:,.0f} MB of text, {results['workers']} workers on {results['cores']} cores, "
         f"load average {results['load_average'][0]:.1f}; start-up {results['start_up']}\n",
-        "| case | MB/s | share | median slice | MB per CPU second | share | target | peak memory |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| case | MB/s | share | best slice, MB/s | share | MB per CPU second | share | target | peak memory |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for case, row in results["cases"].items():
         target = f"{TARGETS[case]:.0%}" if case in TARGETS else ""
         lines.append(
-            f"| {NAMES[case]} | {row['bytes_per_second'] / 1e6:.2f} | {row['share']:.1%} | {row['median_share']:.1%} "
+            f"| {NAMES[case]} | {row['bytes_per_second'] / 1e6:.2f} | {row['share']:.1%} "
+            f"| {row['best_slice'] / 1e6:.2f} | {row['best_share']:.1%} "
             f"| {row['bytes_per_cpu_second'] / 1e6:.2f} | {row['cpu_share']:.1%} | {target} "
             f"| {row['peak_memory'] / 1e6:,.0f} MB |"
         )

@@ -33,12 +33,12 @@ def test_every_case_tokenises_the_same_text(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_table_and_the_plot(tmp_path: Path) -> None:
-    row = {"bytes_per_second": 4e6, "share": 0.9, "median_share": 0.91, "bytes_per_cpu_second": 2e6}
+    row = {"bytes_per_second": 4e6, "share": 0.9, "best_slice": 5e6, "best_share": 0.91, "bytes_per_cpu_second": 2e6}
     cases = {case: {**row, "cpu_share": 0.92, "peak_memory": 2e8} for case in CASES}
     scaling = [{"workers": w, "our_step": w * 1e6, "end_to_end": w * 9e5} for w in (1, 2)]
     results = {"corpus_bytes": 5e8, "workers": 2, "cores": 2, "load_average": [0.1], "cases": cases}
     table = data.as_table({**results, "scaling": scaling, "start_up": "excluded"})
-    assert "| .jsonl.zst to shards | 4.00 | 90.0% | 91.0% | 2.00 | 92.0% | 85% | 200 MB |" in table
+    assert "| .jsonl.zst to shards | 4.00 | 90.0% | 5.00 | 91.0% | 2.00 | 92.0% | 85% | 200 MB |" in table
     assert "| 2 | 2.00 | 1.80 |" in table
     data.plot({"scaling": scaling}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
