@@ -88,6 +88,8 @@ def _read_zero(checkpoint: Path) -> "dict[str, Tensor]":
 
 def _read_fsdp(folder: Path) -> "dict[str, Tensor]":
     """The tensors that torch.distributed.checkpoint finds, in one process and without a group."""
+    import warnings
+
     import torch
     from torch.distributed import checkpoint as dcp
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -100,7 +102,9 @@ def _read_fsdp(folder: Path) -> "dict[str, Tensor]":
             for name, entry in found.items()
             if isinstance(entry, TensorStorageMetadata)
         }
-        dcp.load(state, storage_reader=reader, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
+            dcp.load(state, storage_reader=reader, no_dist=True)
     except (dcp.api.CheckpointException, OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"run.from: {folder}: torch cannot put it together: {_line(error)}") from None
     return {name.removeprefix("model."): tensor for name, tensor in state.items()}

@@ -1,8 +1,10 @@
 """The learning rate's schedule, tried before anything is trained."""
 
+from typing import Any, cast
+
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainingArguments, get_scheduler
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 from ingot.recipe import InputError
 
@@ -15,7 +17,8 @@ def check_schedule(arguments: TrainingArguments) -> None:
     Raises: InputError for options that upstream would refuse after the data is loaded, would not look at, or that do
     not fit in `max_steps`.
     """
-    name, options = str(arguments.lr_scheduler_type.value), dict(arguments.lr_scheduler_kwargs or {})
+    name = str(SchedulerType(arguments.lr_scheduler_type).value)
+    options = cast(dict[str, Any], arguments.lr_scheduler_kwargs or {})
     steps, warmup = arguments.max_steps, arguments.get_warmup_steps(arguments.max_steps)
     if name in WITHOUT_OPTIONS and options:
         raise InputError(f"training.lr_scheduler_kwargs: {name} takes none; leave it out")
@@ -33,7 +36,7 @@ def check_schedule(arguments: TrainingArguments) -> None:
         _check_phases(steps, warmup, options)
 
 
-def _check_phases(steps: int, warmup: int, options: dict[str, int]) -> None:
+def _check_phases(steps: int, warmup: int, options: dict[str, Any]) -> None:
     phases = warmup + options["num_decay_steps"] + (options.get("num_stable_steps") or 0)
     if phases > steps:
         raise InputError(
