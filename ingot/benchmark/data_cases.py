@@ -85,7 +85,7 @@ def _process(share: Share, barrier: Any, queue: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if share.threads > 1 else "false"
     share.folder.mkdir(parents=True, exist_ok=True)
     work = PREPARE[share.case](share)
-    barrier.wait()
+    barrier.wait(timeout=600)  # ends this process when another one never came
     begin, cpu = time.monotonic(), time.process_time()
     num_bytes = work()
     end, cpu = time.monotonic(), time.process_time() - cpu
