@@ -35,6 +35,9 @@ TOOLS = {
     },
     "benchmark": {
         "memory": ("ingot.benchmark.memory", "main", "the planner's memory estimate against real training steps"),
+        "data": ("ingot.benchmark.data", "benchmark_command", "tokenization and the whole pipeline beside others"),
+        "reading": ("ingot.benchmark.reading", "reading_command", "rows and megabytes per second of every format"),
+        "blocks": ("ingot.benchmark.blocks", "blocks_command", "training blocks per second"),
         "tokenizer": ("ingot.benchmark.tokenizer_training", "tokenizer_training_command", "BPE trainers compared"),
     },
 }
@@ -56,6 +59,21 @@ def tool(arguments: Sequence[str]) -> None:
         raise InputError(f"ingot {name}: there is no '{wanted}'; {hint}there are {', '.join(subjects)}")
     module, function, _ = subjects[wanted]
     getattr(importlib.import_module(module), function)(arguments[2:])
+
+
+def verify_folders(arguments: Sequence[str]) -> None:
+    """Reads the finished run folders again.
+
+    Raises: InputError that names the first file that is not as it was written.
+    """
+    from ingot.runs import verify
+
+    if not arguments or any(a.startswith("-") for a in arguments):
+        raise InputError("ingot verify: name the folders of finished stages, such as runs/quickstart/prepare_data")
+    for folder in arguments:
+        if (changed := verify(Path(folder))) is not None:
+            raise InputError(f"{folder}: {changed}")
+        print(f"{folder}: every file is as it was written")
 
 
 def stage_of(name: str) -> str:
@@ -94,6 +112,7 @@ def usage() -> str:
         "ingot run FOLDER       every stage of a folder of recipes",
         "ingot plan COMMAND     parameters, memory, time, money and loss before anything runs",
         "ingot inspect WHAT     look at a result",
+        "ingot verify FOLDER    read every file of a finished run again and compare it with what was written",
         "ingot benchmark WHAT   the project's measurements, one table each",
     ]
     for stage in STAGES:
@@ -118,6 +137,8 @@ def command(arguments: Sequence[str]) -> None:
         from ingot.planning.commands import plan_command
 
         plan_command(arguments[1:], load_stage)
+    elif arguments[0] == "verify":
+        verify_folders(arguments[1:])
     elif arguments[0] in TOOLS:
         tool(arguments)
     else:

@@ -1,5 +1,6 @@
 """How fast the training dataset gives blocks: one at a time, in batches through a DataLoader, in several processes."""
 
+import json
 import multiprocessing
 import tempfile
 import time
@@ -17,6 +18,7 @@ from ingot.data.curriculum import CurriculumBlocks, LengthSchedule
 from ingot.data.mixture import MixtureBlocks
 from ingot.data.packing import TokenBlocks
 from ingot.data.shards import DESCRIPTION, TOKENS, token_dtype
+from ingot.planning.arguments import Parser, count
 from ingot.runs import write_json
 
 NUM_SHARDS = 4
@@ -172,3 +174,13 @@ def _worker(folder: Path, seq_length: int, num_blocks: int, rank: int, number: i
     for index in range(rank, number * num_blocks, number):  # as the sampler shares them out
         blocks[index]
     times.put(time.perf_counter() - began)
+
+
+def blocks_command(arguments: Sequence[str]) -> None:
+    """`ingot benchmark blocks [--processes 1 2 ...] [--json]`: the tables, or JSON and nothing else."""
+    parser = Parser(prog="ingot benchmark blocks", description="Training blocks of 2,048 tokens per second.")
+    parser.add_argument("--processes", type=count, nargs="*", default=[], help="measure so many at the same time, too")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    words = parser.parse_args(arguments)
+    measured = measure_blocks(processes=words.processes)
+    print(json.dumps(measured, indent=2) if words.json else blocks_table(measured))

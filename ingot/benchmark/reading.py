@@ -5,7 +5,7 @@ import gzip
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ingot.data.blocks import read_blocks
 from ingot.data.documents import read_documents
 from ingot.data.listing import compression_of
 from ingot.data.sources import Source, Unit, list_units
+from ingot.planning.arguments import Parser, count
 
 PIECE = 4000  # characters of a document
 SEPARATOR = "\n<|endoftext|>\n"
@@ -122,3 +123,13 @@ def _timed(action: Callable[[], Any]) -> tuple[float, Any]:
     began = time.process_time()
     result = action()
     return time.process_time() - began, result
+
+
+def reading_command(arguments: Sequence[str]) -> None:
+    """`ingot benchmark reading [--megabytes N] [--json]`: the table, or JSON and nothing else."""
+    parser = Parser(prog="ingot benchmark reading", description="Rows and megabytes per second of every format.")
+    parser.add_argument("--megabytes", type=count, default=64, help="text in each file; default %(default)s")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    words = parser.parse_args(arguments)
+    measured = measure_reading(words.megabytes)
+    print(json.dumps(measured, indent=2) if words.json else reading_table(measured))

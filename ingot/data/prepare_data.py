@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ingot.data.executors import DataRun
+from ingot.data.execution import DataRun
 from ingot.data.sources import Corpus
 from ingot.files import naming_full_disk
 from ingot.hashing import hash_sources

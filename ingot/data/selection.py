@@ -13,7 +13,8 @@ from ingot.data import pipeline
 from ingot.data.cleaning.cleaner import Cleaner, prepare_cleaning
 from ingot.data.decisions import Decisions, decide
 from ingot.data.documents import REASON
-from ingot.data.executors import DataRun, run_tasks
+from ingot.data.execution import DataRun
+from ingot.data.executors import run_tasks
 from ingot.data.parts import WORK, Parts
 from ingot.data.shard_writer import remove_partial_files
 from ingot.data.sources import Corpus, list_units

@@ -10,7 +10,8 @@ from pathlib import Path
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
-from ingot.data.executors import DataRun, raise_failures
+from ingot.data.execution import DataRun
+from ingot.data.executors import raise_failures
 from ingot.data.tasks import Task
 from ingot.files import read_json, write_json
 from ingot.recipe import InputError

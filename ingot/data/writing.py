@@ -12,7 +12,8 @@ from datatrove.pipeline.base import PipelineStep
 from ingot.data.cleaning.dropped import DropWriter
 from ingot.data.documents import ERROR
 from ingot.data.encode import Encoder
-from ingot.data.executors import DataRun, run_tasks
+from ingot.data.execution import DataRun
+from ingot.data.executors import run_tasks
 from ingot.data.parts import WORK, Parts
 from ingot.data.pipeline import CLEANED, SPLIT, Documents, Tally, columns_of
 from ingot.data.selection import Selection, refuse_nothing_left, say_what_is_kept

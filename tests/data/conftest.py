@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ingot.data import executors
+from ingot.data import execution
 from ingot.data.prepare_data import DataRecipe, run
 from ingot.recipe import build_recipe
 from ingot.tokenization.train_tokenizer import TokenizerRecipe
@@ -18,7 +18,7 @@ from .helpers import make_rows, write_jsonl
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs every task of the pipeline in this process."""
-    monkeypatch.setattr(executors, "num_cores", lambda: 1)
+    monkeypatch.setattr(execution, "num_cores", lambda: 1)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from ingot.data.cleaning import section
 from ingot.data.cleaning.cleaner import UNSURE
 from ingot.data.cleaning.rules import C4_LINES, SIMPLE, rule_reasons
 from ingot.data.decisions import DUPLICATE, NEAR
-from ingot.data.executors import Slurm
+from ingot.data.execution import Slurm
 from ingot.data.inspect_data import parse
 from ingot.data.prepare_data import DataSection
 from ingot.data.sources import Corpus, Source, Unit

@@ -16,7 +16,8 @@ from .helpers import sentence
 
 # everything that the regexes treat in a way of its own, in every neighbourhood
 ALPHABET = [
-    "a", "Z", "é", "ſ", "中", "文", "か", "カ", "ー", "1", "22", "333", "²", " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t",
+    "a", "Z", "é", "ſ", "中", "文", "か", "カ", "ー", "1", "22", "333", "²", " ", "  ", "   ", "\n",
+    "\n\n", "\r\n", "\t",
     " \n ", "。", "，", "、", ".", ",", "!?", "...", "'s", "'S", "'ll", "'", "’", "-", "(", ")", "\u0301", "\u3099",
     "\u00a0", "\u3000", "\u200b", "🙂", "<|endoftext|>", "_", "{", "}",
 ]  # fmt: skip

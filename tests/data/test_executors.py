@@ -12,7 +12,8 @@ import pytest
 from datatrove.pipeline.base import PipelineStep
 
 from ingot.data import executors, slurm
-from ingot.data.executors import DataRun, LocalExecutor, Slurm, run_tasks
+from ingot.data.execution import DataRun, Slurm
+from ingot.data.executors import LocalExecutor, run_tasks
 from ingot.data.prepare_data import DataRecipe, run
 from ingot.data.sources import Source, Unit
 from ingot.data.tasks import Task

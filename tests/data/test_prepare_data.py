@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from ingot.data import executors, writing
+from ingot.data import execution, writing
 from ingot.data.prepare_data import DataRecipe
 from ingot.data.selection import select_documents
 from ingot.data.shards import TokenShards, token_dtype
@@ -113,7 +113,7 @@ def test_reruns_and_processes_do_not_change_a_byte(
     data = many_files(tmp_path)
     first, _ = prepare(name="first", **data)
     second, _ = prepare(name="second", **data)
-    monkeypatch.setattr(executors, "num_cores", lambda: 2)
+    monkeypatch.setattr(execution, "num_cores", lambda: 2)
     third, _ = prepare(name="third", **data)
     assert folder_bytes(first) == folder_bytes(second) == folder_bytes(third)
     assert len(TokenShards(first, "train").files) == 3
@@ -177,7 +177,7 @@ def test_errors_in_worker_processes_arrive_as_one_line(
 ) -> None:
     write_jsonl(tmp_path / "a.jsonl", make_rows(3))
     (tmp_path / "b.jsonl").write_text("{broken\n")
-    monkeypatch.setattr(executors, "num_cores", lambda: 2)
+    monkeypatch.setattr(execution, "num_cores", lambda: 2)
     with pytest.raises(InputError, match=r"b\.jsonl:1: not valid JSON"):
         prepare([{"path": str(tmp_path / "*.jsonl")}])
     assert "Traceback" not in capfd.readouterr().err

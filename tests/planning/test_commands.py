@@ -107,7 +107,7 @@ def test_the_grid(capsys: pytest.CaptureFixture[str]) -> None:
         (["budget", "--gpu", "h10", "--hours", "3"], "did you mean H100"),
         (["budget", "--gpu", "h100", "--hour", "3"], "--hour: no such option; did you mean --hours?"),
         (["budget", "--flops", "1e21", "--law", "besirogl"], "did you mean 'besiroglu'"),
-        (["model", "--config", QUICKSTART, "--gpus", "8", "--strategy", "single"], "--strategy: single is for one GPU"),
+        (["model", "--config", QUICKSTART, "--gpus", "8", "--strategy", "single"], "--strategy: single is for one"),
         (["model", "--config", QUICKSTART, "--strategy", "zero9"], "--strategy: 'zero9' is not known"),
         (["model", "--config", QUICKSTART, "--model.num_attention_heads=5", "--model.num_key_value_heads=2"], "5"),
         (["model", "--config", QUICKSTART, "--model.hiden_size=5"], "did you mean 'hidden_size'"),

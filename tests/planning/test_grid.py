@@ -16,10 +16,10 @@ def test_every_size_is_a_multiple_of_128_and_every_shape_can_be_built() -> None:
         sizes = (shape.hidden_size, shape.intermediate_size, shape.num_attention_heads * shape.head_dim)
         assert all(size % 128 == 0 for size in (*sizes, shape.moe_intermediate_size))
         assert shape.num_attention_heads % shape.num_key_value_heads == 0
-        assert 4 <= shape.num_hidden_layers and shape.num_experts_per_tok <= shape.num_experts
+        assert shape.num_hidden_layers >= 4 and shape.num_experts_per_tok <= shape.num_experts
     assert len({shape.num_experts for shape in found}) == 4 and len(found) == len(set(found))
     shape = next(s for s in found if s.num_experts == 16 and s.hidden_size == 1024)
-    values = {k: v for k, v in vars(shape).items()}
+    values = dict(vars(shape).items())
     config = IngotConfig(vocab_size=1024, **values)
     assert architecture_of_config(config).total == shape.architecture(1024, tied=False).total
 
