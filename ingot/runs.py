@@ -31,8 +31,8 @@ from ingot.recipe_yaml import dump_yaml
 from ingot.records import differences, drop, is_of
 
 __all__ = [
-    "MANIFEST", "STARTED", "RunFolder", "check_inputs", "damage", "describe_file", "differences", "exit_code_of",
-    "fingerprint_folder", "get_logger", "identity", "is_complete", "is_main_process", "model_folder", "num_processes",
+    "MANIFEST", "STARTED", "LostProcess", "RunFolder", "check_inputs", "damage", "describe_file", "differences",
+    "exit_code_of", "fingerprint_folder", "get_logger", "identity", "is_complete", "is_main_process", "model_folder", "num_processes",
     "open_run", "progress", "read_json", "read_manifest", "sha256_file", "sha256_json", "verify", "versions",
     "write_checksums", "write_json", "write_text",
 ]  # fmt: skip
@@ -49,6 +49,10 @@ EXTRAS = {
     "fastapi": "serve", "uvicorn": "serve", "gradio": "serve", "openai": "serve", "httpx": "serve", "optuna": "search",
     "ray": "ray",
 }  # fmt: skip
+
+
+class LostProcess(Exception):
+    """Another process of the same run has ended or does not answer; the message says so in one line."""
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -91,6 +95,9 @@ def exit_code_of(action: Callable[[], Any]) -> int:
             return 3
         print(f"error: {error.name} is not installed; install it with: pip install -e '.[{extra}]'", file=sys.stderr)
         return 2
+    except LostProcess as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -276,6 +283,7 @@ def open_run(recipe: Recipe) -> Iterator[RunFolder]:
         check_inputs(recipe)  # on every process, so that none waits for one that ended
         with PartialState().main_process_first():
             folder = _prepare(recipe)
+        _check_shared(folder.path)
     else:
         folder = _prepare(recipe)
     handler = _log_to(folder.path / "log.txt") if is_main_process() and not folder.complete else None
@@ -286,6 +294,18 @@ def open_run(recipe: Recipe) -> Iterator[RunFolder]:
         if handler is not None:
             logging.getLogger("ingot").removeHandler(handler)
             handler.close()
+
+
+def _check_shared(path: Path) -> None:
+    """Raises: InputError on every process when one does not see the run folder that the first one made."""
+    from accelerate.utils import gather_object
+
+    seen = gather_object([any((path / name).is_file() for name in (STARTED, MANIFEST))])
+    if not all(seen):
+        raise InputError(
+            f"run.dir: process {seen.index(False)} does not see {path}, which process 0 made; put it on a file system "
+            "that all machines share"
+        )
 
 
 def _prepare(recipe: Recipe) -> RunFolder:

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 from ingot.recipe import InputError
-from ingot.runs import get_logger, num_processes
+from ingot.runs import LostProcess, get_logger, num_processes
 from ingot.training.malloc import keep_freed_memory
 
 logger = get_logger(__name__)
@@ -17,6 +18,8 @@ logger = get_logger(__name__)
 # to hash and write a checkpoint of 100 GB alone; upstream's half hour is long to pay for machines that wait for a
 # dead one.
 TIMEOUT = 600
+# what gloo says when another process is gone or silent
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
 
 
 def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
@@ -51,6 +54,26 @@ def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
         return dict(training)
     # told to use the CPU, accelerate drops DeepSpeed without a word and trains as DDP
     return {**training, "use_cpu": False, "ddp_backend": "gloo"} if uses_deepspeed() else {**training, "use_cpu": True}
+
+
+@contextmanager
+def naming_lost_process() -> Iterator[None]:
+    """Turns what a collective says when another process is gone into one line.
+
+    Raises: LostProcess in place of torch's errors about connections and timeouts.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        lost = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+        if num_processes() == 1 or not (lost or any(sign in reason for sign in LOST)):
+            raise
+        raise LostProcess(
+            f"process {os.environ.get('RANK')} of {num_processes()}: another process of this run ended or does not "
+            f"answer ({reason[:160]}); its own output says why. Run the same command again on every machine: it "
+            "continues from the newest checkpoint"
+        ) from error
 
 
 def uses_deepspeed() -> bool:

@@ -184,10 +184,10 @@ class PretrainRecipe(Recipe, stage="pretrain"):
 
 def run(recipe: PretrainRecipe) -> dict[str, Any]:
     """Runs the stage; returns steps, tokens, parameters and the held-out loss in nats per token and bits per byte."""
-    from ingot.training.launch import prepare_launch
+    from ingot.training.launch import naming_lost_process, prepare_launch
 
     training = prepare_launch(recipe.training.upstream_values())
-    with open_run(recipe) as folder:
+    with naming_lost_process(), open_run(recipe) as folder:
         if folder.complete:
             return folder.results
         from ingot.training.quiet import keep_quiet

@@ -12,7 +12,7 @@ from ingot.data.conversations import ConversationData
 from ingot.recipe import FilePath, Recipe, RunSection, StageFolder, UpstreamSection
 from ingot.runs import is_main_process, open_run
 from ingot.training.adapters import AdapterModel
-from ingot.training.launch import prepare_launch
+from ingot.training.launch import naming_lost_process, prepare_launch
 from ingot.training.quiet import keep_quiet
 
 if TYPE_CHECKING:  # a wrong recipe is refused before torch and TRL are imported
@@ -78,7 +78,7 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
     """Runs the stage. Returns held-out loss before and after in nats per supervised token, and what was trained on."""
     keep_quiet()
     values = prepare_launch(recipe.training.upstream_values())
-    with open_run(recipe) as folder:
+    with naming_lost_process(), open_run(recipe) as folder:
         if folder.complete:
             return folder.results
         return folder.finish(_train(recipe, folder.path, values))

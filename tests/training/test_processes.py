@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from ingot.export.convert import checkpoint_to_hub
 from ingot.loading import load_model
 from ingot.recipe_yaml import dump_yaml
 from ingot.runs import read_json
@@ -141,9 +143,41 @@ def test_two_processes_train_what_one_trains(
     assert_close(numbers(two), numbers(one))
     results = read_json(two / "manifest.json")["results"]
     assert results["heldout_loss"] == pytest.approx(expected["heldout_loss"], abs=1e-5)
-    there = load_model(one).state_dict()
-    for name, tensor in load_model(two).state_dict().items():
+    there, model = load_model(one).state_dict(), load_model(two)
+    for name, tensor in model.state_dict().items():
         assert (tensor - there[name]).abs().max() < 1e-4, name
+    assert_equal_models(load_model(checkpoint_to_hub(two / "checkpoint-12", tmp_path / "hub")), model)
+
+
+def assert_equal_models(found: Any, expected: Any) -> None:
+    """Equal logits, and as many weights."""
+    ids = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        assert torch.equal(found(input_ids=ids).logits, expected(input_ids=ids).logits)
+    assert found.num_parameters() == expected.num_parameters()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["zero2", "zero3_offload"])
+def test_a_bf16_run_with_an_untied_head_keeps_its_float32_weights_and_continues(
+    config: str, start: Start, recipe_file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("deepspeed")
+    two = tmp_path / "two"
+    words = ["--config", str(recipe_file), f"--run.dir={two}", "--run.optimizer=lion", "--training.bf16=true"]
+    command = launch(config, *words, "--model.tie_word_embeddings=false")
+    code, text = start(*command).finish()
+    assert code == 0, text
+    model, exact = load_model(two), load_model(checkpoint_to_hub(two / "checkpoint-12", tmp_path / "hub"))
+    assert (model.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
+    assert_equal_models(exact.bfloat16(), model)
+    before = numbers(two)
+    for name in ("checkpoint-12", "model"):
+        shutil.rmtree(two / name)
+    (two / "manifest.json").unlink()
+    code, text = start(*command).finish()
+    assert code == 0 and f"continuing from {two / 'checkpoint-8'}" in text, text
+    assert numbers(two) == before
 
 
 @pytest.mark.slow
