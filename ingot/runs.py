@@ -32,9 +32,9 @@ from ingot.records import differences, drop, is_of
 
 __all__ = [
     "MANIFEST", "STARTED", "LostProcess", "RunFolder", "check_inputs", "damage", "describe_file", "differences",
-    "exit_code_of", "fingerprint_folder", "get_logger", "identity", "is_complete", "is_main_process", "model_folder", "num_processes",
-    "open_run", "progress", "read_json", "read_manifest", "sha256_file", "sha256_json", "verify", "versions",
-    "write_checksums", "write_json", "write_text",
+    "exit_code_of", "fingerprint_folder", "get_logger", "identity", "is_complete", "is_main_process", "model_folder",
+    "num_processes", "open_run", "progress", "read_json", "read_manifest", "sha256_file", "sha256_json", "verify",
+    "versions", "write_checksums", "write_json", "write_text",
 ]  # fmt: skip
 
 T = TypeVar("T")

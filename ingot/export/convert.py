@@ -115,11 +115,17 @@ def _write_weights(tensors: "Mapping[str, Tensor]", checkpoint: Path, target: Pa
     from huggingface_hub import save_torch_state_dict
 
     config = read_json(checkpoint / "config.json")
-    kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    kept = {name: _own(tensor) for name, tensor in tensors.items()}
     _drop_tied(kept, checkpoint, config)
     save_torch_state_dict(kept, target)
     types = {str(t.dtype).removeprefix("torch.") for t in kept.values() if t.is_floating_point()}
     write_json(target / "config.json", {**config, "dtype": types.pop() if len(types) == 1 else "float32"})
+
+
+def _own(tensor: "Tensor") -> "Tensor":
+    """The tensor in a storage of its own, which safetensors asks for; ZeRO-1/2 gives views of one long row."""
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole and tensor.is_contiguous() else tensor.clone().contiguous()
 
 
 def _drop_tied(tensors: "dict[str, Tensor]", checkpoint: Path, config: Mapping[str, Any]) -> None:

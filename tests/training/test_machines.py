@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,6 +88,49 @@ def test_two_machines_train_what_one_trains(
     assert_close(numbers(two), numbers(one))
     found = read_json(two / "manifest.json")["results"]["heldout_loss"]
     assert found == pytest.approx(expected["heldout_loss"], abs=1e-5)
+
+
+# What Slurm does with a script's `srun`: the command once on every machine.
+SRUN = """#!/bin/bash
+[ "$1" = --kill-on-bad-exit=1 ] || exit 9
+shift
+pids=()
+{lines}
+for pid in "${{pids[@]}}"; do wait "$pid" || exit 1; done
+"""
+SRUN_LINE = 'SLURM_NODEID={rank} GLOO_SOCKET_IFNAME={machine.card} ip netns exec {machine.name} "$@" & pids+=($!)'
+
+
+def test_the_slurm_script_trains_on_both_with_zero2(
+    machines: tuple[Machine, Machine],
+    start: Start,  # noqa: F811
+    recipe_file: Path,  # noqa: F811
+    tmp_path: Path,
+    pretrain: Pretrain,
+) -> None:
+    pytest.importorskip("deepspeed")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    lines = "\n".join(SRUN_LINE.format(rank=rank, machine=machine) for rank, machine in enumerate(machines))
+    addresses = " ".join(machine.address for machine in machines)
+    programs = {"srun": SRUN.format(lines=lines), "scontrol": f'#!/bin/bash\nprintf "%s\\n" {addresses}\n'}
+    for name, text in programs.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    slurm = {"SLURM_NNODES": 2, "SLURM_GPUS_ON_NODE": 1, "SLURM_JOB_ID": 1234, "SLURM_JOB_NODELIST": "both"}
+    here = {
+        "CONFIG": "accelerate_configs/zero2.yaml",
+        "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    words = [f"{key}={value}" for key, value in {**slurm, **here}.items()]
+    two = tmp_path / "two"
+    script = ["bash", "scripts/slurm/pretrain.sbatch", "--config", str(recipe_file), f"--run.dir={two}"]
+    process = start("env", *words, *script)
+    one, _ = pretrain("one", run__global_batch_size=8)
+    code, text = process.finish()
+    assert code == 0, text
+    assert "2 processes on CPU" in text
+    assert_close(numbers(two), numbers(one))
 
 
 def long_run(recipe: Path, run_dir: Path) -> list[str]:
