@@ -12,11 +12,19 @@ import accelerate
 import psutil
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config import config_args
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+from accelerate.utils.launch import prepare_multi_gpu_env
 
+from ingot.planning.recipe_setup import strategy_of
 from ingot.recipe import InputError
+from ingot.runs import exit_code_of
 from ingot.training import launch
 from ingot.training.launch import asked_processes, prepare_launch
+
+from .test_optim import tiny_model
 
 CONFIGS = Path(__file__).parent.parent.parent / "accelerate_configs"
 Above = Callable[..., None]
@@ -215,3 +223,70 @@ def test_deepspeed_gets_its_backend_and_is_not_told_of_the_cpu(
 def test_has_gpu_asks_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert launch.has_gpu() == (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+STRATEGIES = {
+    "cpu": "single", "single_gpu": "single", "cpu_ddp": "ddp", "ddp": "ddp", "multi_node": "ddp", "zero1": "zero1",
+    "zero2": "zero2", "zero3": "zero3", "zero3_offload": "zero3_offload", "fsdp2": "fsdp2",
+}  # fmt: skip
+
+
+def test_the_planner_knows_the_strategy_of_every_config() -> None:
+    found = {path.stem: strategy_of(path) for path in CONFIGS.glob("*.yaml")}
+    assert found == STRATEGIES
+
+
+@pytest.mark.parametrize("config", [name for name in STRATEGIES if name.startswith("zero")])
+def test_deepspeed_starts_on_several_machines_without_ssh(config: str) -> None:
+    words = ["--config_file", f"{CONFIGS}/{config}.yaml", "--num_machines", "2", "--machine_rank", "1", "x.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert (arguments.deepspeed_multinode_launcher, arguments.machine_rank) == ("standard", 1)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_fsdp2_shards_every_layer(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--fsdp_state_dict_type", "FULL_STATE_DICT"] if whole else []
+    words = ["--config_file", f"{CONFIGS}/fsdp2.yaml", "--num_processes", "2", *flags, "x.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    for key, value in prepare_multi_gpu_env(arguments).items():
+        monkeypatch.setenv(key, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+    assert type(plugin.cpu_offload).__name__ == "OffloadPolicy" and not plugin.activation_checkpointing  # stays
+    assert plugin.state_dict_type.name == ("FULL_STATE_DICT" if whole else "SHARDED_STATE_DICT")
+    model = tiny_model()
+    chosen = fsdp2_prepare_auto_wrap_policy(plugin, model)
+    assert chosen is not None
+    assert [m for m in model.modules() if chosen(m)] == list(model.model.layers)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:29903: Connection reset by peer.\nGLHF!"),
+        RuntimeError("[gloo/unbound_buffer.cc:78] Timed out waiting 15000ms for recv operation to complete"),
+        torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error"),
+    ],
+)
+def test_a_lost_process_is_named_in_one_line(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train() -> None:
+        with launch.naming_lost_process():
+            raise error
+
+    with pytest.raises(type(error)) as alone:  # of one process it cannot be said
+        train()
+    assert alone.value is error
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("RANK", "3")
+    assert exit_code_of(train) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("error: process 3 of 16: another process of this run ended or does not answer (")
+    assert said.count("\n") == 1
+
+
+def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    with pytest.raises(RuntimeError, match="CUDA out of memory"), launch.naming_lost_process():
+        raise RuntimeError("CUDA out of memory")
