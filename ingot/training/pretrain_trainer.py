@@ -11,6 +11,7 @@ from ingot.data.packing import EvaluationBlocks
 from ingot.runs import num_processes
 from ingot.training.checkpoints import SafeCheckpoints
 from ingot.training.pretrain_data import HeldOut
+from modeling import IngotForCausalLM
 
 
 class PretrainTrainer(SafeCheckpoints, Trainer):
@@ -30,6 +31,20 @@ class PretrainTrainer(SafeCheckpoints, Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Upstream's; under FSDP2 torch makes a class of the model's, and upstream would save the code of torch."""
+        if not self.is_fsdp_enabled or not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        assert output_dir is not None and state_dict is not None
+        sharded = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        with torch.device("meta"):
+            model = IngotForCausalLM(sharded.config).to(next(iter(state_dict.values())).dtype)
+        model.generation_config = sharded.generation_config
+        copies = model._tied_weights_keys if model.config.tie_word_embeddings else ()  # gathered one by one
+        model.save_pretrained(output_dir, state_dict={k: v for k, v in state_dict.items() if k not in copies})
+        self.processing_class.save_pretrained(output_dir)
 
     @torch.no_grad()
     def _heldout_loss(self, blocks: EvaluationBlocks) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ingot.export.convert import checkpoint_to_hub
 from ingot.loading import load_model
@@ -176,6 +177,52 @@ def test_an_untied_head_is_kept_and_a_sharded_run_continues(
     code, text = start(*command).finish()
     assert code == 0 and f"continuing from {two / 'checkpoint-8'}" in text, text
     assert numbers(two) == before
+
+
+FSDP2 = [
+    pytest.param((), "null", id="sharded"),
+    pytest.param(("--fsdp_state_dict_type", "FULL_STATE_DICT"), "lion", id="whole"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("flags", "optimizer"), FSDP2)
+def test_fsdp2_trains_continues_and_exports(
+    flags: tuple[str, ...],
+    optimizer: str,
+    tied: bool,
+    start: Start,
+    recipe_file: Path,
+    tmp_path: Path,
+    pretrain: Pretrain,
+) -> None:
+    two = tmp_path / "two"
+    words = [f"--run.dir={two}", f"--run.optimizer={optimizer}", f"--model.tie_word_embeddings={tied}".lower()]
+    words += ["--training.learning_rate=1e-3", '--run.sample_prompts=["red"]']
+    begin = launch("fsdp2", "--config", str(recipe_file), *words)
+    place = begin.index("scripts/pretrain.py")
+    command = [*begin[:place], *flags, "-m", "tests.training.fsdp_on_cpu", *begin[place + 1 :]]
+    process = start(*command)
+    changes: dict[str, Any] = {"run__optimizer": None if optimizer == "null" else optimizer}
+    changes |= {"model__tie_word_embeddings": tied, "training__learning_rate": 1e-3}
+    one, _ = pretrain("one", run__global_batch_size=8, **changes)
+    code, text = process.finish()
+    assert code == 0, text
+    assert_close(numbers(two), numbers(one))
+    assert {p.name for p in (two / "model").iterdir()} == {p.name for p in (one / "model").iterdir()}
+    assert (two / "model/config.json").read_text() == (one / "model/config.json").read_text()
+    assert set(load_file(two / "model/model.safetensors")) == set(load_file(one / "model/model.safetensors"))
+    whole = (two / "checkpoint-12/model.safetensors").is_file()
+    assert whole is bool(flags) and (two / "checkpoint-12/pytorch_model_fsdp_0").is_dir() is not whole
+    hub = checkpoint_to_hub(two / "checkpoint-12", tmp_path / "hub")
+    assert_equal_models(load_model(hub), load_model(two))
+    before = numbers(two)
+    shutil.rmtree(two / "checkpoint-12")
+    (two / "manifest.json").unlink()
+    code, text = start(*command).finish()
+    assert code == 0 and f"continuing from {two / 'checkpoint-8'}" in text, text
+    assert_close(numbers(two), before)
 
 
 @pytest.mark.slow
