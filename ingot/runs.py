@@ -3,14 +3,13 @@
 import importlib.metadata
 import json
 import logging
-import logging.handlers
 import os
 import platform
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +25,7 @@ from ingot.files import (
     write_text,
 )
 from ingot.hashing import SOURCES, changed_file, hash_sources
+from ingot.logs import get_logger, is_main_process, log_to, num_processes, progress
 from ingot.recipe import InputError, Recipe, StageFolder, stage_inputs, to_tree
 from ingot.recipe_yaml import dump_yaml
 from ingot.records import differences, drop, is_of
@@ -55,30 +55,7 @@ class LostProcess(Exception):
     """Another process of the same run has ended or does not answer; the message says so in one line."""
 
 
-def get_logger(name: str) -> logging.Logger:
-    """A logger whose lines go to the terminal (on the main process) and to the run folder's log."""
-    root = logging.getLogger("ingot")
-    if not root.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        handler.addFilter(lambda record: is_main_process() or record.levelno >= logging.ERROR)
-        root.addHandler(handler)
-        root.setLevel(logging.INFO)
-        root.propagate = False
-    return logging.getLogger(name if name.startswith("ingot") else f"ingot.{name}")
-
-
 logger = get_logger(__name__)
-
-
-def is_main_process() -> bool:
-    """Whether this is the first of all processes (rank 0)."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def num_processes() -> int:
-    """The number of processes that the launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def exit_code_of(action: Callable[[], Any]) -> int:
@@ -118,21 +95,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def progress(items: Iterable[T], total: int | None = None, desc: str = "") -> Iterator[T]:
-    """Yields the items with a progress bar on a terminal and a plain line every ten seconds elsewhere."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(items, total=total, desc=desc, disable=not is_main_process())
-        return
-    last = time.monotonic()
-    for done, item in enumerate(items):
-        if time.monotonic() - last >= 10:
-            last = time.monotonic()
-            logger.info("%s: %d%s", desc, done, f" of {total}" if total else "")
-        yield item
 
 
 def model_folder(path: Path) -> Path:
@@ -286,7 +248,7 @@ def open_run(recipe: Recipe) -> Iterator[RunFolder]:
         _check_shared(folder.path)
     else:
         folder = _prepare(recipe)
-    handler = _log_to(folder.path / "log.txt") if is_main_process() and not folder.complete else None
+    handler = log_to(folder.path / "log.txt") if is_main_process() and not folder.complete else None
     try:
         yield folder
     finally:
@@ -398,10 +360,3 @@ def _set_aside(path: Path, changes: list[str]) -> None:
         number += 1
     shutil.move(path, kept)
     logger.info("%s was made differently (%s); kept as %s", path, "; ".join(changes[:5]) or "incomplete record", kept)
-
-
-def _log_to(path: Path) -> logging.Handler:
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
-    logging.getLogger("ingot").addHandler(handler)
-    return handler

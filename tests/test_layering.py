@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHARED = {
-    "files", "hashing", "records", "recipe", "recipe_yaml", "recipe_errors", "sections", "upstream", "runs", "plots",
+    "files", "logs", "hashing", "records", "recipe", "recipe_yaml", "recipe_errors", "sections", "upstream", "runs", "plots",
     "loading", "vocabulary",
 }  # fmt: skip
 STAGES = {"planning", "tokenization", "data", "training", "evaluation", "export", "serving", "search"}
@@ -21,7 +21,7 @@ MAY_USE = {
 }
 # third-party package -> the folders that own it
 OWNERS = {
-    "trl": {"training"}, "peft": {"training"}, "deepspeed": {"training"}, "lm_eval": {"evaluation"},
+    "trl": {"training"}, "peft": {"training"}, "deepspeed": {"training", "export"}, "lm_eval": {"evaluation"},
     "gradio": {"serving"}, "fastapi": {"serving"}, "uvicorn": {"serving"}, "datatrove": {"data", "benchmark"},
 }  # fmt: skip
 

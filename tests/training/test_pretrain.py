@@ -345,7 +345,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"training__train_sampling_strategy": "random"}, "training.train_sampling_strategy: leave it out"),
     ({"training__disable_tqdm": True}, "training.disable_tqdm: not a key of a recipe"),
     ({"training__logging_nan_inf_filter": True}, "a loss that is not a number stops the run"),
-    ({"run__optimizer": "moun"}, "run.optimizer: expected one of muon, got 'moun'; did you mean 'muon'?"),
+    ({"run__optimizer": "moun"}, "run.optimizer: expected one of muon, lion, got 'moun'; did you mean 'muon'?"),
     ({"data__seq_length": 1}, "data.seq_length: expected a whole number above 1, got 1"),
 ]
 
