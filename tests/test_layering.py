@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHARED = {
-    "files", "logs", "hashing", "records", "recipe", "recipe_yaml", "recipe_errors", "sections", "upstream", "runs", "plots",
-    "loading", "vocabulary",
+    "files", "logs", "hashing", "records", "recipe", "recipe_yaml", "recipe_errors", "sections", "upstream", "runs",
+    "plots", "loading", "vocabulary",
 }  # fmt: skip
 STAGES = {"planning", "tokenization", "data", "training", "evaluation", "export", "serving", "search"}
 # stage -> the other stages that it may use
