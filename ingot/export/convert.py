@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ingot.files import damage, read_json, write_json
 from ingot.loading import load_model, load_tokenizer
 from ingot.recipe import InputError
-from ingot.runs import get_logger
+from ingot.runs import damage, read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-logger = get_logger(__name__)
 
 # what each strategy leaves in a checkpoint
 ZERO = "latest"

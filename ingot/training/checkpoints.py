@@ -38,9 +38,6 @@ class SafeCheckpoints:
 
     args: Any
     state: Any
-    model: Any
-    accelerator: Any
-    processing_class: Any
     _staging = False
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -66,19 +63,12 @@ class SafeCheckpoints:
         if is_main_process():
             # upstream wrote where the best checkpoint was staged, which a continued run would not find
             self.state.save_to_json(str(run_dir / STAGING / final.name / "trainer_state.json"))
-            self._describe(run_dir / STAGING / final.name)
             write_checksums(run_dir / STAGING / final.name)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(run_dir / STAGING / final.name, final)
             (run_dir / STAGING).rmdir()
             self._rotate(run_dir)
         _wait_for_all()
-
-    def _describe(self, checkpoint: Path) -> None:
-        """Config and tokenizer, where upstream leaves a checkpoint of shards without (FSDP2), for `ingot export`."""
-        if not (checkpoint / "config.json").is_file() and not (checkpoint / "adapter_config.json").is_file():
-            self.accelerator.unwrap_model(self.model).config.save_pretrained(checkpoint)
-            self.processing_class.save_pretrained(checkpoint)
 
     def _rotate(self, run_dir: Path) -> None:
         """Deletes the oldest checkpoints beyond `save_total_limit`; never the one just written or the best."""

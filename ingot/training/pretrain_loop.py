@@ -321,10 +321,7 @@ def last_evaluation(trainer: Trainer) -> dict[str, float]:
 def save_model(trainer: Trainer, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes a Hub-format folder: whole weights, code, tokenizer; the cache is on again, which training turned off."""
     cast(IngotForCausalLM, trainer.model).config.use_cache = True
-    if trainer.is_fsdp_enabled:  # where checkpoints are sharded, upstream's save_model writes nothing
-        trainer._save(str(folder), state_dict=trainer.accelerator.get_state_dict(trainer.model))
-    else:
-        trainer.save_model(str(folder))
+    trainer.save_model(str(folder))
     if is_main_process():
         copy_tokenizer(Path(tokenizer.name_or_path), folder)
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says the same

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from ingot.data.assembly import IGNORED, collate
 from ingot.data.packing import EvaluationBlocks
@@ -32,19 +32,34 @@ class PretrainTrainer(SafeCheckpoints, Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Upstream's; under FSDP2 torch makes a class of the model's, and upstream would save the code of torch."""
-        if not self.is_fsdp_enabled or not self.args.should_save:
-            super()._save(output_dir, state_dict)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Upstream's; under FSDP2 the whole model, or in a sharded checkpoint its config and tokenizer.
+
+        Upstream writes nothing there, and beside a whole model the code of torch's class in place of the model's.
+        """
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
             return
-        assert output_dir is not None and state_dict is not None
-        sharded = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with torch.device("meta"):
-            model = IngotForCausalLM(sharded.config).to(next(iter(state_dict.values())).dtype)
-        model.generation_config = sharded.generation_config
-        copies = model._tied_weights_keys if model.config.tie_word_embeddings else ()  # gathered one by one
-        model.save_pretrained(output_dir, state_dict={k: v for k, v in state_dict.items() if k not in copies})
-        self.processing_class.save_pretrained(output_dir)
+        assert output_dir is not None
+        shards = _internal_call and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+        state_dict = None if shards else self.accelerator.get_state_dict(self.model)
+        if self.args.should_save:
+            self._save_of_fsdp(output_dir, state_dict)
+
+    def _save_of_fsdp(self, folder: str, state_dict: dict[str, torch.Tensor] | None) -> None:
+        trained = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if state_dict is None:
+            trained.config.save_pretrained(folder)
+            trained.generation_config.save_pretrained(folder)
+        else:
+            with torch.device("meta"):
+                model: Any = IngotForCausalLM(trained.config)
+            model.to(dtype=next(iter(state_dict.values())).dtype)
+            model.generation_config = trained.generation_config
+            copies = model._tied_weights_keys if model.config.tie_word_embeddings else ()  # gathered one by one
+            model.save_pretrained(folder, state_dict={k: v for k, v in state_dict.items() if k not in copies})
+        assert isinstance(self.processing_class, PreTrainedTokenizerBase)
+        self.processing_class.save_pretrained(folder)
 
     @torch.no_grad()
     def _heldout_loss(self, blocks: EvaluationBlocks) -> float:

@@ -290,3 +290,19 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("WORLD_SIZE", "16")
     with pytest.raises(RuntimeError, match="CUDA out of memory"), launch.naming_lost_process():
         raise RuntimeError("CUDA out of memory")
+
+
+def test_the_commands_of_the_page_on_several_machines_are_right() -> None:
+    root = CONFIGS.parent
+    text = (root / "docs/multi_node.md").read_text().replace("\\\n", " ")
+    commands = [line.split() for line in text.splitlines() if line.startswith("accelerate launch ")]
+    assert len(commands) == 3
+    ranks = []
+    for words in commands:
+        arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words[2:]))
+        ranks.append((arguments.num_machines, arguments.machine_rank))
+        script, _, recipe = words[words.index("scripts/pretrain.py") :]
+        assert (root / arguments.config_file).is_file() and (root / script).is_file() and (root / recipe).is_file()
+    assert ranks == [(1, 0), (2, 0), (2, 1)]
+    for name in ("pretrain.sbatch", *(path.name for path in CONFIGS.glob("*zero*.yaml"))):
+        assert name in text
