@@ -262,12 +262,21 @@ def _check_shared(path: Path) -> None:
     """Raises: InputError on every process when one does not see the run folder that the first one made."""
     from accelerate.utils import gather_object
 
-    seen = gather_object([any((path / name).is_file() for name in (STARTED, MANIFEST))])
+    seen = gather_object([_sees_record(path)])
     if not all(seen):
         raise InputError(
             f"run.dir: process {seen.index(False)} does not see {path}, which process 0 made; put it on a file system "
             "that all machines share"
         )
+
+
+def _sees_record(path: Path) -> bool:
+    """Whether there is a run here; a network file system may show what another machine wrote some seconds later."""
+    for wait in (0.0, 1.0, 2.0, 4.0):
+        time.sleep(wait)
+        if any((path / name).is_file() for name in (STARTED, MANIFEST)):
+            return True
+    return False
 
 
 def _prepare(recipe: Recipe) -> RunFolder:

@@ -7,6 +7,9 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
+from ingot.planning.architecture import architecture_of_config
+from ingot.planning.optimizers import find_optimizer, state_bytes, step_bytes
+from ingot.planning.recipe_setup import setup_of_recipe
 from ingot.recipe import InputError
 from ingot.training import lion
 from ingot.training.lion import Lion
@@ -97,3 +100,13 @@ def test_gradients_in_place_are_left_alone() -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.equal(parameter.grad, before[name]), name
         assert (parameter.detach() - start[name]).abs().max() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_planner_counts_one_state(corpus: Path, tmp_path: Path) -> None:
+    recipe = pretrain_recipe(corpus, tmp_path, run__optimizer="lion", training__bf16=True)
+    setup = setup_of_recipe(recipe)
+    assert setup.optimizer == "lion"
+    architecture = architecture_of_config(tiny_model().config)
+    optimizer = find_optimizer(setup.optimizer)
+    assert state_bytes(optimizer, architecture, architecture.total) == 4 * architecture.total
+    assert step_bytes(optimizer, architecture, architecture.total, full=True) == 0  # chunks of 64 MB
