@@ -175,7 +175,7 @@ def _budget(parser: Parser) -> None:
         "--law", action="append", help="only this law (or law.json); default: every one, and Besiroglu"
     )
     parser.add_argument("--dataset-tokens", type=positive, help="tokens that there are")
-    parser.add_argument("--max-epochs", type=positive, default=1.0, help="passes over them at most; default 1")
+    parser.add_argument("--max-epochs", type=positive, help="passes over them at most; default 1")
     parser.add_argument("--parameters", type=positive, help="a fixed model: how many tokens are best for it?")
     parser.add_argument("--plot", type=Path, help="write a picture of loss against model size")
 

@@ -1,10 +1,20 @@
 """The backward plan: what size of model, and how many tokens, a budget of compute is best spent on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ingot.planning.machine import Machine
-from ingot.planning.scaling import LAWS, Law, Optimum, best_tokens, budget_flops, find_law, optima, spread, token_limit
+from ingot.planning.scaling import (
+    LAWS,
+    Law,
+    Optimum,
+    best_tokens,
+    budget_flops,
+    find_laws,
+    optima,
+    spread,
+    token_limit,
+)
 from ingot.recipe_yaml import InputError
 
 
@@ -46,7 +56,7 @@ def plan_budget(
 
     With `parameters` also what that fixed model makes of it: all the tokens that the compute, or the text, allows.
     """
-    chosen = LAWS if not laws else {law.name: law for law in map(find_law, laws)}
+    chosen = LAWS if not laws else find_laws(laws)
     limit = None if dataset_tokens is None else token_limit(dataset_tokens, max_epochs)
     found = optima(budget["flops"], limit, chosen)
     losses = [o.loss for name, o in found.items() if o.loss is not None and chosen[name].counts == "all"]
@@ -55,11 +65,17 @@ def plan_budget(
         "max_tokens": limit,
         "max_epochs": max_epochs if limit else None,
         "optimal": {name: _optimum(o, chosen[name], budget["flops"]) for name, o in found.items()},
+        "passes": _passes(found, dataset_tokens),
         "spread": {**spread(found), "loss_nats": max(losses) - min(losses) if losses else None},
     }
     if parameters is not None:
         plan["fixed_model"] = _fixed(parameters, budget["flops"], limit, chosen)
     return plan
+
+
+def _passes(found: Mapping[str, Optimum], dataset_tokens: float | None) -> float | None:
+    """How often the most tokens of any law read the text; None when its size is not given."""
+    return None if dataset_tokens is None else max(o.tokens for o in found.values()) / dataset_tokens
 
 
 def _optimum(optimum: Optimum, law: Law, flops: float) -> dict[str, Any]:

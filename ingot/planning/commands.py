@@ -8,7 +8,7 @@ from typing import Any
 
 from ingot.planning import show
 from ingot.planning.arguments import parse
-from ingot.planning.machine import machine_of
+from ingot.planning.machine import Machine, machine_of
 from ingot.recipe_yaml import InputError
 
 Loader = Callable[..., Any]  # (path, overrides) -> checked recipe
@@ -32,21 +32,24 @@ def _model(words: Namespace, overrides: Sequence[str], load: Loader) -> tuple[di
     from ingot.planning.plan import plan_model
 
     machine = machine_of(words)
-    subject = _subject(words, overrides, load)
+    if words.precision == "fp8" and machine.gpu is not None and machine.gpu.fp8_flops is None and words.gpu:
+        raise InputError(f"--precision: a {machine.gpu.name} has no fp8; choose bf16")
+    subject = _subject(words, overrides, load, machine)
     laws = words.law or ["besiroglu"]
     plan = plan_model(subject, machine, words.convention, words.mfu, words.tokens_per_second_per_gpu, laws)
     return plan, show.model_page(plan)
 
 
-def _subject(words: Namespace, overrides: Sequence[str], load: Loader) -> Any:
+def _subject(words: Namespace, overrides: Sequence[str], load: Loader, machine: Machine) -> Any:
     from ingot.planning.plan import subject_of_hf, subject_of_recipe
 
     if words.hf is not None:
         return subject_of_hf(words.hf, words)
-    return subject_of_recipe(words.config, overrides, words, load)
+    return subject_of_recipe(words.config, overrides, words, load, machine)
 
 
 def _mfu(words: Namespace, overrides: Sequence[str], load: Loader) -> tuple[dict[str, Any], str]:
+    from ingot.planning.figures import check_rate
     from ingot.planning.flops import training_flops_per_token
     from ingot.planning.hardware import utilisation
 
@@ -54,9 +57,11 @@ def _mfu(words: Namespace, overrides: Sequence[str], load: Loader) -> tuple[dict
     if machine.peak is None:
         raise InputError("--gpu: missing; name the GPU (h200, rtx4090, ...) or give --peak-tflops")
     defaults = {"tokens": None, "micro_batch": None, "precision": None, "optimizer": None, "gpus": 1}
-    subject = _subject(Namespace(**vars(words), **defaults, gradient_checkpointing=None), overrides, load)
+    asked = Namespace(**vars(words), **defaults, gradient_checkpointing=None)
+    subject = _subject(asked, overrides, load, Machine(machine.gpu))
     flops = training_flops_per_token(subject.architecture, subject.setup.seq_length)
     rate = words.tokens_per_second_per_gpu
+    check_rate(rate, flops, machine)
     plan = {
         "mfu": utilisation(rate, flops, machine.peak), "tokens_per_second_per_gpu": rate, "flops_per_token": flops,
         "gpu": machine.gpu.name if machine.gpu else None, "peak_flops": machine.peak, "convention": "mfu",
@@ -70,10 +75,12 @@ def _mfu(words: Namespace, overrides: Sequence[str], load: Loader) -> tuple[dict
 
 def _budget(words: Namespace) -> tuple[dict[str, Any], str]:
     from ingot.planning.budget import budget_of, plan_budget
-    from ingot.planning.scaling import find_law
+    from ingot.planning.scaling import LAWS, find_law, find_laws
 
     budget = budget_of(words, machine_of(words))
-    plan = plan_budget(budget, words.law, words.dataset_tokens, words.max_epochs, words.parameters)
+    if words.max_epochs is not None and words.dataset_tokens is None:
+        raise InputError("--max-epochs: of which text? give --dataset-tokens, too")
+    plan = plan_budget(budget, words.law, words.dataset_tokens, words.max_epochs or 1.0, words.parameters)
     law = find_law((words.law or ["besiroglu"])[0])
     page = show.budget_page(plan)
     points = _isoflop(budget["flops"], law, plan["max_tokens"])
@@ -83,7 +90,7 @@ def _budget(words: Namespace) -> tuple[dict[str, Any], str]:
     if words.plot is not None:
         from ingot.planning.pictures import plot_budget
 
-        plot_budget(budget["flops"], plan, words.plot)
+        plot_budget(budget["flops"], find_laws(words.law or list(LAWS)), words.plot)
         page += f"\n\npicture: {words.plot}"
     return plan, page
 

@@ -7,7 +7,8 @@ from typing import Any
 from ingot.planning.architecture import Architecture
 from ingot.planning.hardware import utilisation
 from ingot.planning.machine import Machine
-from ingot.planning.scaling import LAWS, counted_parameters, find_law
+from ingot.planning.scaling import counted_parameters, find_laws
+from ingot.recipe_yaml import InputError
 
 DEFAULT_MFU = 0.4
 
@@ -24,6 +25,7 @@ def run_figures(
     rate, measured = tokens_per_second_per_gpu, tokens_per_second_per_gpu is not None
     if rate is None and machine.peak is not None:
         rate = (mfu or DEFAULT_MFU) * machine.peak / flops_per_token
+    check_rate(rate, flops_per_token, machine)
     used = None if rate is None else utilisation(rate, flops_per_token, machine.peak)
     hours = tokens / rate / machine.num_gpus / 3600 if tokens and rate else None
     gpu_hours = None if hours is None else hours * machine.num_gpus
@@ -40,19 +42,31 @@ def run_figures(
     }  # fmt: skip
 
 
+def check_rate(rate: float | None, flops_per_token: float, machine: Machine) -> None:
+    """Raises: InputError for a rate in tokens/s that the GPU cannot reach."""
+    used = None if rate is None else utilisation(rate, flops_per_token, machine.peak)
+    if used is not None and used > 1:
+        raise InputError(
+            f"--tokens-per-second-per-gpu: {rate:,.0f} would be {used:.0%} of the GPU's dense bf16 peak; is it the "
+            "rate of several GPUs, or of another model?"
+        )
+
+
 def losses(architecture: Architecture, tokens: float | None, laws: Sequence[str]) -> dict[str, float | None]:
     """Held-out loss in nats per token that each law expects of this model after so many tokens."""
     if not tokens:
         return {}
-    return {law.name: law.loss(counted_parameters(law, architecture), tokens) for law in map(find_law, laws)}
+    return {name: law.loss(counted_parameters(law, architecture), tokens) for name, law in find_laws(laws).items()}
 
 
-def doubts(architecture: Architecture, flops: float | None, losses: dict[str, float | None]) -> dict[str, str]:
+def doubts(
+    architecture: Architecture, flops: float | None, losses: dict[str, float | None], laws: Sequence[str]
+) -> dict[str, str]:
     """Why a law's loss should not be believed, for those of which that is known."""
-    found = {}
+    found, known = {}, find_laws(laws)
     for name, loss in losses.items():
         if loss is not None and loss > math.log(architecture.vocab_size):
             found[name] = "above the loss of guessing: so small a run is outside what the law was made for"
-        elif name in LAWS and flops is not None and LAWS[name].extrapolates(flops):
+        elif flops is not None and known[name].extrapolates(flops):
             found[name] = "more than tenfold outside the budgets that the law was fitted to"
     return found

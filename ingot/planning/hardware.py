@@ -23,6 +23,8 @@ _TABLE: list[tuple[str, float, float | None, int, int]] = [
 ]  # fmt: skip
 # Words that make another chip, or a part of one, of a name in the table: "RTX 3060 Ti", "RTX 4090 Laptop GPU"
 OTHER_CHIPS = {"Ti", "SUPER", "D", "Laptop", "Max", "MIG"}
+# GPUs whose memory is protected by a part of itself: what torch sees, in units of 2^30 bytes
+WITH_ECC = {"L4": 22.03, "L40S": 44.4, "A40": 44.4}
 USABLE = 0.98  # of the memory on the data sheet; the driver and ECC keep the rest (H200: 139.8 of 141 GB)
 
 
@@ -38,7 +40,13 @@ class Gpu:
 
 
 GPUS = {
-    name: Gpu(name, bf16 * 1e12, None if fp8 is None else fp8 * 1e12, int(USABLE * memory * 2**30), bandwidth * 1e9)
+    name: Gpu(
+        name,
+        bf16 * 1e12,
+        None if fp8 is None else fp8 * 1e12,
+        int(WITH_ECC.get(name, USABLE * memory) * 2**30),
+        bandwidth * 1e9,
+    )
     for name, bf16, fp8, memory, bandwidth in _TABLE
 }
 

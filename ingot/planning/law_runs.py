@@ -41,7 +41,7 @@ def read_runs(paths: Sequence[Path], like: Path | None = None) -> Runs:
     Raises: InputError in one line that names the run which is unfinished, broken or not comparable, and why.
     """
     folders, left_out = [], []
-    for path in paths:
+    for path in {p.resolve(): p for p in paths}.values():  # a run that is named twice counts once
         reason = _reason_to_pass(path)
         if reason is None:
             folders.append(path)

@@ -39,6 +39,10 @@ def machine_of(words: Any) -> Machine:
     Raises: InputError for an unknown GPU, or a strategy that does not go with the number of GPUs.
     """
     gpu = find_gpu(words.gpu) if words.gpu else None
+    if gpu is not None and (words.peak_tflops or words.memory_gb):
+        raise InputError(
+            "--gpu: also --peak-tflops or --memory-gb is given; they are for a GPU that is not in the table"
+        )
     if words.peak_tflops or words.memory_gb:
         base = gpu or Gpu("GPU", None, None, None, None)
         flops = words.peak_tflops * 1e12 if words.peak_tflops else base.bf16_flops

@@ -21,19 +21,50 @@ class Subject:
     architecture: Architecture
     setup: TrainingSetup
     tokens: float | None = None
+    length_shares: tuple[tuple[int, float], ...] = ()  # of a schedule of sequence lengths
+
+    def lengths(self, setup: TrainingSetup) -> Sequence[tuple[int, float]]:
+        """(sequence length, share of the tokens)."""
+        return self.length_shares or [(setup.seq_length, 1.0)]
 
 
-def subject_of_recipe(path: Path, overrides: Sequence[str], words: Any, load: Callable[..., Any]) -> Subject:
+def subject_of_recipe(
+    path: Path, overrides: Sequence[str], words: Any, load: Callable[..., Any], machine: Machine
+) -> Subject:
     """The model and training of a recipe of pretrain, sft or dpo; options win over the recipe.
 
-    Raises: InputError when the recipe is wrong, or names a model that is not there yet.
+    Raises: InputError when the recipe is wrong, names a model that is not there yet, or cannot be shared by the GPUs.
     """
-    recipe = load(path, overrides)
+    stage = load(path, overrides).stage
+    recipe = load(path, [*overrides, *_as_overrides(stage, words)])
     if recipe.stage not in ("pretrain", "sft", "dpo"):
         raise InputError(f"{path}: a recipe of {recipe.stage}; a plan needs one of pretrain, sft or dpo")
     architecture = architecture_of_config(config_of_recipe(recipe))
-    setup = changed(setup_of_recipe(recipe, strategy="single", num_gpus=1), words)
-    return Subject(f"{path}", architecture, setup, words.tokens or tokens_of_recipe(recipe, words.gpus))
+    _check_shares(recipe, machine.num_gpus)
+    setup = changed(setup_of_recipe(recipe, strategy=machine.strategy, num_gpus=machine.num_gpus), words)
+    shares = tuple(recipe.data.length_shares()) if recipe.stage == "pretrain" else ()
+    tokens = words.tokens or tokens_of_recipe(recipe, machine.num_gpus)
+    return Subject(f"{path}", architecture, setup, tokens, shares)
+
+
+def _as_overrides(stage: str, words: Any) -> list[str]:
+    """Options that are keys of the recipe, as overrides, so that everything that follows from them follows."""
+    length = "data.seq_length" if stage == "pretrain" else "training.max_length"
+    keys = {length: words.seq_length, "training.per_device_train_batch_size": words.micro_batch}
+    return [f"--{key}={value}" for key, value in keys.items() if value is not None]
+
+
+def _check_shares(recipe: Any, num_gpus: int) -> None:
+    """Raises: InputError when training would refuse to share the batch among so many GPUs."""
+    wanted = recipe.run.global_batch_size if recipe.stage == "pretrain" else None
+    micro = recipe.training.upstream_values().get("per_device_train_batch_size", 8)
+    if wanted is not None and wanted % num_gpus:
+        raise InputError(f"--gpus: run.global_batch_size {wanted} cannot be shared by {num_gpus} GPUs")
+    if wanted is not None and (wanted // num_gpus) % min(micro, wanted // num_gpus):
+        raise InputError(
+            f"training.per_device_train_batch_size: {micro} does not divide the {wanted // num_gpus} blocks of each "
+            f"GPU (run.global_batch_size {wanted} / {num_gpus})"
+        )
 
 
 def config_of_recipe(recipe: Any) -> Any:
@@ -45,6 +76,11 @@ def config_of_recipe(recipe: Any) -> Any:
     from ingot.planning.inspect_model import read_config
     from ingot.runs import model_folder
 
+    if recipe.run.from_.suffix != ".json" and not recipe.run.from_.exists():
+        raise InputError(
+            f"run.from: {recipe.run.from_} is not there yet; to plan before it is, name another model of its size: "
+            "--run.from=FOLDER (a config.json in it is enough)"
+        )
     return read_config(model_folder(recipe.run.from_))
 
 
@@ -76,13 +112,13 @@ def subject_of_hf(path: Path, words: Any) -> Subject:
     config = read_config(path)
     architecture = architecture_of_config(config)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
-    setup = TrainingSetup(micro_batch=8, seq_length=min(2048, longest))
+    setup = TrainingSetup(micro_batch=words.micro_batch or 8, seq_length=words.seq_length or min(2048, longest))
     return Subject(str(path), architecture, changed(setup, words), words.tokens)
 
 
 def changed(setup: TrainingSetup, words: Any) -> TrainingSetup:
     """The setup with what the options say instead."""
-    names = ("seq_length", "micro_batch", "precision", "optimizer", "gradient_checkpointing")
+    names = ("precision", "optimizer", "gradient_checkpointing")
     return replace(setup, **{n: v for n in names if (v := getattr(words, n, None)) is not None})
 
 
@@ -108,10 +144,10 @@ def plan_model(
         "flops_per_token": _flops(architecture, setup.seq_length, convention),
         "memory": _memory(architecture, setup, machine),
     }  # fmt: skip
-    flops = training_flops_per_token(architecture, setup.seq_length)
+    flops = sum(share * training_flops_per_token(architecture, length) for length, share in subject.lengths(setup))
     plan["run"] = run_figures(architecture, flops, machine, subject.tokens, mfu, tokens_per_second_per_gpu)
     plan["loss"] = losses(architecture, subject.tokens, laws)
-    plan["doubts"] = doubts(architecture, plan["run"]["flops"], plan["loss"])
+    plan["doubts"] = doubts(architecture, plan["run"]["flops"], plan["loss"], laws)
     return plan
 
 

@@ -5,7 +5,7 @@ token of the paper's own tokenizer and text: only differences within one law mea
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -254,6 +254,13 @@ def find_law(name_or_path: str | Path) -> Law:
     near = nearest(text, set(LAWS))
     hint = f"did you mean '{near}'? " if near else ""
     raise InputError(f"law: '{text}' is not known; {hint}there are {', '.join(LAWS)}, or the path of a law file")
+
+
+def find_laws(names: Sequence[str]) -> dict[str, Law]:
+    """Laws by the names that tables show; two files whose laws are called alike go by their paths."""
+    found = {text: find_law(text) for text in names}
+    known = [law.name for law in found.values()]
+    return {law.name if known.count(law.name) == 1 else text: law for text, law in found.items()}
 
 
 def read_law(path: Path) -> ParametricLaw:

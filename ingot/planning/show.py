@@ -189,6 +189,11 @@ def budget_page(plan: Mapping[str, Any]) -> str:
 
 def _disagreement(plan: Mapping[str, Any]) -> Iterator[str]:
     spread = plan["spread"]
+    if (plan["passes"] or 0) > 4:
+        yield (
+            f"  the text would be read {plan['passes']:.0f} times; beyond about 4 a token read again teaches less than "
+            "a new one\n  (arXiv 2305.16264), so these losses are too good"
+        )
     if len(plan["optimal"]) > 1:
         yield (
             f"  the laws differ {spread['parameters']:.1f}-fold in parameters and "

@@ -99,7 +99,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         "training": {
             "max_steps": choice.batch.steps, "global_batch_size": choice.batch.blocks,
             "seq_length": plan.wish.seq_length, "micro_batch": setup.micro_batch, "strategy": setup.strategy,
-            "optimizer": setup.optimizer, "gradient_checkpointing": setup.gradient_checkpointing,
+            "num_gpus": setup.num_gpus, "optimizer": setup.optimizer,
+            "gradient_checkpointing": setup.gradient_checkpointing,
             "learning_rate": choice.batch.learning_rate,
         },
         "memory": {"peak_bytes": choice.peak_bytes, "usable_bytes": machine.memory},
@@ -145,4 +146,7 @@ def page(found: dict[str, Any]) -> str:
     ]
     notes = "".join(f"\nnote: {warning}" for warning in found["warnings"])
     written = f"{found['out']}: {', '.join(found['stages'])}"
-    return f"{written}\n{table(rows)}{notes}\n\nrun it with: ingot run {found['out']}"
+    num_gpus = training["num_gpus"]
+    launch = f" --launch accelerate_configs/{training['strategy']}.yaml --num_processes {num_gpus}"
+    command = f"ingot run {found['out']}{launch if num_gpus > 1 else ''}"
+    return f"{written}\n{table(rows)}{notes}\n\nrun it with: {command}"

@@ -9,7 +9,8 @@ STEP_ROWS = 16  # rows (pairs) of a step of SFT and DPO on one GPU, as in the qu
 
 def has_tuning(plan: Plan) -> bool:
     """Whether SFT and DPO are written: rows are made from the built-in corpus only, and they must fit."""
-    return plan.text.kind == "builtin" and plan.choice.sft is not None and plan.choice.dpo is not None
+    whole = plan.choice.setup.strategy not in ("zero3", "zero3_offload", "fsdp2")  # sft and dpo refuse split weights
+    return whole and plan.text.kind == "builtin" and plan.choice.sft is not None and plan.choice.dpo is not None
 
 
 def adapter_section(setup: TrainingSetup) -> str:

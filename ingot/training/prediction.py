@@ -79,7 +79,7 @@ def predict(recipe: Any, config: Any, arguments: TrainingArguments, tokens: int)
     flops = sum(share * training_flops_per_token(architecture, length) for length, share in lengths)
     figures = run_figures(architecture, flops, machine, tokens, section.mfu, section.tokens_per_second_per_gpu)
     loss = losses(architecture, tokens, [section.law])
-    if doubts(architecture, None, loss):
+    if doubts(architecture, None, loss, [section.law]):
         loss = {}  # a law that expects less than guessing says nothing of so small a run
     predicted = {
         "parameters": architecture.total,

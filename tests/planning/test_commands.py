@@ -45,7 +45,7 @@ def test_overrides_and_options_change_the_plan(capsys: pytest.CaptureFixture[str
     deep = planned(capsys, "model", "--config", QUICKSTART, "--model.num_hidden_layers=8")
     layers = base["parameters"]["by_component"]["attention"]
     assert deep["parameters"]["by_component"]["attention"] == 2 * layers
-    large = planned(capsys, "model", "--config", QUICKSTART, "--micro-batch", "64")
+    large = planned(capsys, "model", "--config", QUICKSTART, "--micro-batch", "64", "--run.global_batch_size=64")
     assert large["memory"]["peak_bytes"] > 2 * base["memory"]["peak_bytes"]
     long = planned(capsys, "model", "--config", QUICKSTART, "--seq-length", "512", "--convention", "non_causal")
     assert long["flops_per_token"]["seq_length"] == 512 and long["flops_per_token"]["convention"] == "non_causal"
@@ -77,6 +77,44 @@ def test_the_published_mfu(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["mfu", "--config", FLAGSHIP, "--tokens-per-second-per-gpu", "51580", "--gpu", "h200"]
     assert planned(capsys, *words)["mfu"] == pytest.approx(0.538, abs=0.0005)
     assert page(capsys, *words).startswith("53.8% MFU")
+
+
+def test_options_change_everything_that_follows_from_them(capsys: pytest.CaptureFixture[str]) -> None:
+    by_option = planned(capsys, "model", "--config", FLAGSHIP, "--gpu", "h200", "--seq-length", "4096")
+    by_key = planned(capsys, "model", "--config", FLAGSHIP, "--gpu", "h200", "--data.seq_length=4096")
+    assert by_option["run"] == by_key["run"] and by_key["run"]["tokens"] == 95_400 * 512 * 4096
+    many = planned(capsys, "model", "--config", FLAGSHIP, "--gpu", "h200", "--gpus", "256", "--strategy", "zero1")
+    assert many["memory"]["micro_batch"] == 2  # 512 blocks on 256 GPUs
+
+
+def test_shorter_sequences_first_cost_less(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = planned(capsys, "model", "--config", FLAGSHIP)["run"]["flops"]
+    schedule = "--data.seq_length_schedule=[{seq_length: 512, share: 0.9}]"
+    assert planned(capsys, "model", "--config", FLAGSHIP, schedule)["run"]["flops"] == pytest.approx(
+        0.921 * whole, rel=1e-3
+    )
+
+
+def test_law_files_of_one_name_stay_apart_and_can_be_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = []
+    for floor in (1.5, 2.5):
+        (tmp_path / str(floor)).mkdir()
+        law = {"name": "own", "E": floor, "A": 300, "alpha": 0.34, "B": 400, "beta": 0.36, "fitted_flops": [1e12, 1e13]}
+        paths.append(str(tmp_path / str(floor) / "law.json"))
+        Path(paths[-1]).write_text(json.dumps(law), encoding="utf-8")
+    words = ["budget", "--flops", "1e21", "--law", paths[0], "--law", paths[1]]
+    found = planned(capsys, *words)["optimal"]
+    assert set(found) == set(paths) and found[paths[1]]["loss"] == pytest.approx(found[paths[0]]["loss"] + 1)
+    page(capsys, *words, "--plot", str(tmp_path / "laws.png"))
+    assert (tmp_path / "laws.png").stat().st_size > 10_000
+    doubted = planned(capsys, "model", "--config", FLAGSHIP, "--law", paths[0])["doubts"]
+    assert "tenfold outside" in doubted["own"]
+
+
+def test_text_that_is_read_many_times_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["budget", "--flops", "1e21", "--dataset-tokens", "1e9", "--max-epochs", "100"]
+    assert planned(capsys, *words)["passes"] > 50
+    assert "these losses are too good" in page(capsys, *words)
 
 
 def test_a_budget_has_the_promised_keys_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +154,12 @@ def test_the_grid(capsys: pytest.CaptureFixture[str]) -> None:
         (["model", "--config", str(ROOT / "recipes/quickstart/export.yaml")], "a recipe of export"),
         (["mfu", "--config", QUICKSTART, "--tokens-per-second-per-gpu", "9"], "--gpu: missing"),
         (["grid", "--flops", "0"], "--flops: 0 must be above 0"),
+        (["budget", "--flops", "1e21", "--max-epochs", "4"], "--max-epochs: of which text?"),
+        (["model", "--config", FLAGSHIP, "--gpu", "h200", "--gpus", "3"], "512 cannot be shared by 3 GPUs"),
+        (["model", "--config", FLAGSHIP, "--gpu", "h200", "--memory-gb", "12"], "--gpu: also"),
+        (["model", "--config", FLAGSHIP, "--gpu", "a100-80gb", "--precision", "fp8"], "has no fp8"),
+        (["mfu", "--config", FLAGSHIP, "--gpu", "h200", "--tokens-per-second-per-gpu", "515800"], "538%"),
+        (["model", "--config", str(ROOT / "recipes/1b8/sft.yaml")], "--run.from=FOLDER"),
     ],
 )
 def test_wrong_words_are_refused_in_one_line(words: list[str], message: str) -> None:
