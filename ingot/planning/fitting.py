@@ -1,7 +1,9 @@
 """What to change in a setup that does not fit a GPU, the nearest changes first."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations
 
 from ingot.planning.architecture import Architecture
@@ -10,8 +12,10 @@ from ingot.planning.optimizers import find_optimizer
 from ingot.planning.setups import TrainingSetup
 
 EIGHT_BIT = "adamw_torch_8bit"  # all moments in 8 bits, the token table's too
+TORCHAO = (EIGHT_BIT, "adamw_torch_4bit")
 GPU_COUNTS = (2, 4, 8, 16, 32, 64)
 MOST = 5  # suggestions
+MANY = 32  # micro-batches to try
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,20 @@ class Change:
 Found = tuple[TrainingSetup, MemoryEstimate, str]
 
 
+@dataclass(frozen=True)
+class Suggestion:
+    """A setup that fits, how far it is from what was asked for, and the fields that it changes beside the batches."""
+
+    cost: float
+    kinds: frozenset[str]
+    found: Found
+
+    def sizes_within(self, other: "Suggestion") -> bool:
+        """Whether neither batch is larger than the other's."""
+        mine, its = self.found[0], other.found[0]
+        return mine.micro_batch <= its.micro_batch and mine.eval_micro_batch <= its.eval_micro_batch
+
+
 def settings_that_fit(
     architecture: Architecture, setup: TrainingSetup, memory_bytes: int, total_memory: int | None = None
 ) -> list[Found]:
@@ -35,39 +53,74 @@ def settings_that_fit(
     process can fill; total_memory: the GPU's own figure, the same when not given. Empty when nothing helps; a setup
     that fits comes back alone.
     """
-    total = total_memory or memory_bytes
-    found: list[tuple[float, Found]] = []
-    chosen: list[tuple[frozenset[str], int]] = []
-    for changes in _combinations(architecture, setup):
-        kinds = frozenset(key for change in changes for key in change.values)
-        changed = replace(setup, **{key: value for change in changes for key, value in change.values.items()})  # type: ignore[arg-type]
-        fit = _largest_micro_batch(architecture, changed, memory_bytes, total)
-        if fit is None or any(kinds >= others and fit[0].micro_batch <= micro for others, micro in chosen):
+    return [one.found for one in suggestions(architecture, setup, memory_bytes, total_memory or memory_bytes)]
+
+
+def suggestions(architecture: Architecture, setup: TrainingSetup, memory_bytes: int, total: int) -> list[Suggestion]:
+    """The same with their costs."""
+    nearest: list[Suggestion] = []
+    for changes in sorted(_combinations(setup), key=_cost):
+        if len(nearest) >= MOST and _cost(changes) > nearest[MOST - 1].cost:
+            break  # whatever follows is further away
+        found = _suggestion(architecture, setup, changes, memory_bytes, total)
+        if found is None:
             continue
-        chosen.append((kinds, fit[0].micro_batch))
-        smaller = setup.micro_batch / fit[0].micro_batch
-        words = [*_micro_batch_words(setup, fit[0]), *(change.words for change in changes)]
-        cost = sum(change.cost for change in changes) + (smaller > 1) + smaller / 1000
-        found.append((cost, (*fit, ", ".join(words) or "as it is")))
-        if not changes and smaller == 1:
-            break
-    return [entry for _, entry in sorted(found, key=lambda pair: pair[0])][:MOST]
+        if found.cost == 0:
+            return [found]
+        nearest = _undominated([*nearest, found])
+    return nearest[:MOST]
 
 
-def _micro_batch_words(setup: TrainingSetup, fit: TrainingSetup) -> list[str]:
-    if fit.micro_batch == setup.micro_batch:
-        return []
-    return [f"per_device_train_batch_size {fit.micro_batch} x {fit.accumulation} accumulated"]
+def _cost(changes: Sequence[Change]) -> int:
+    return sum(change.cost for change in changes)
 
 
-def _combinations(architecture: Architecture, setup: TrainingSetup) -> Iterator[tuple[Change, ...]]:
+def _undominated(found: Sequence[Suggestion]) -> list[Suggestion]:
+    """The nearest first, without those that change more than a nearer one and gain nothing by it."""
+    kept: list[Suggestion] = []
+    for one in sorted(found, key=lambda one: one.cost):
+        if not any(one.kinds >= other.kinds and one.sizes_within(other) for other in kept):
+            kept.append(one)
+    return kept
+
+
+def _suggestion(
+    architecture: Architecture, setup: TrainingSetup, changes: Sequence[Change], memory_bytes: int, total: int
+) -> Suggestion | None:
+    """These changes with the largest batches that then fit; None when none does."""
+    values = {key: value for change in changes for key, value in change.values.items()}
+    changed = _largest_evaluation(architecture, replace(setup, **values), memory_bytes, total)  # type: ignore[arg-type]
+    fit = None if changed is None else _largest_micro_batch(architecture, changed, memory_bytes, total)
+    if fit is None:
+        return None
+    cost, words = float(_cost(changes)), []
+    if fit[0].micro_batch < setup.micro_batch:
+        words.append(f"per_device_train_batch_size {fit[0].micro_batch} x {fit[0].accumulation} accumulated")
+        cost += 1 + setup.micro_batch / fit[0].micro_batch / 1000
+    if fit[0].eval_micro_batch < setup.eval_micro_batch:
+        words.append(f"per_device_eval_batch_size {fit[0].eval_micro_batch}")
+        cost += 1 + setup.eval_micro_batch / fit[0].eval_micro_batch / 1000
+    words += [change.words for change in changes]
+    return Suggestion(cost, frozenset(values), (*fit, ", ".join(words) or "as it is"))
+
+
+def _combinations(setup: TrainingSetup) -> Iterator[tuple[Change, ...]]:
     """None, each and every two or three of the changes, but never two of one kind."""
     changes = list(_changes(setup))
     for count in range(4):
         for chosen in combinations(changes, count):
             keys = [key for change in chosen for key in change.values]
-            if len(keys) == len(set(keys)):
+            if len(keys) == len(set(keys)) and _optimizer_goes_with_strategy(setup, chosen):
                 yield chosen
+
+
+def _optimizer_goes_with_strategy(setup: TrainingSetup, changes: Sequence[Change]) -> bool:
+    """torchao's optimizers are not for DeepSpeed; who asked for both keeps them."""
+    values = {key: value for change in changes for key, value in change.values.items()}
+    if not values.keys() & {"optimizer", "strategy"}:
+        return True
+    deepspeed = str(values.get("strategy", setup.strategy)).startswith("zero")
+    return not (deepspeed and values.get("optimizer", setup.optimizer) in TORCHAO)
 
 
 def _changes(setup: TrainingSetup) -> Iterator[Change]:
@@ -94,24 +147,52 @@ def _strategies(setup: TrainingSetup) -> Iterator[Change]:
         for cost, name in enumerate(() if setup.sharded_weights else later):
             yield Change(f"strategy {name}", {"strategy": name, "num_gpus": setup.num_gpus}, 4 + cost)
     for count in GPU_COUNTS:
-        if count > setup.num_gpus:
+        if count > setup.num_gpus and (setup.global_batch_size or 0) % count == 0:
             name = names[0] if whole else "fsdp2"
             yield Change(f"{count} GPUs with {name}", {"strategy": name, "num_gpus": count}, 40 + count)
+
+
+def _largest_evaluation(
+    architecture: Architecture, setup: TrainingSetup, memory_bytes: int, total: int
+) -> TrainingSetup | None:
+    """The setup with the largest evaluation batch that fits, whatever the micro-batch; None when none does."""
+    if not setup.eval_micro_batch:
+        return setup
+    most = setup.eval_micro_batch
+    for size in (most, *(2**n for n in reversed(range((most - 1).bit_length())))):
+        changed = replace(setup, micro_batch=1, eval_micro_batch=size)
+        if estimate_memory(architecture, changed, total).fits(memory_bytes, "evaluation"):
+            return replace(setup, eval_micro_batch=size)
+    return None
 
 
 def _largest_micro_batch(
     architecture: Architecture, setup: TrainingSetup, memory_bytes: int, total: int
 ) -> tuple[TrainingSetup, MemoryEstimate] | None:
-    """The same optimizer step in the largest micro-batches that fit; None when single blocks do not."""
+    """The same optimizer step in the largest micro-batches that fit; None when single blocks do not.
+
+    All are tried: a step without accumulation keeps fewer gradients, and a small loss is not cut into chunks.
+    """
     share = setup.micro_batch * setup.accumulation
-    sizes = [size for size in range(1, min(setup.micro_batch, share) + 1) if share % size == 0]
-    best, low, high = None, 0, len(sizes) - 1
-    while low <= high:
-        middle = (low + high) // 2
-        candidate = replace(setup, micro_batch=sizes[middle], gradient_accumulation_steps=share // sizes[middle])
+    if setup.global_batch_size is not None:
+        share = max(1, setup.global_batch_size // setup.num_gpus)
+    for size in _micro_batches(share, setup.micro_batch):
+        candidate = replace(setup, micro_batch=size, gradient_accumulation_steps=share // size)
         estimate = estimate_memory(architecture, candidate, total)
         if estimate.fits(memory_bytes):
-            best, low = (candidate, estimate), middle + 1
-        else:
-            high = middle - 1
-    return best
+            return candidate, estimate
+    return None
+
+
+@cache
+def _micro_batches(share: int, most: int) -> tuple[int, ...]:
+    """Divisors of a step's share up to `most`, the largest first; of very many those a fifth apart."""
+    small = [size for size in range(1, math.isqrt(share) + 1) if share % size == 0]
+    sizes = sorted({size for one in small for size in (one, share // one) if size <= most}, reverse=True)
+    if len(sizes) <= MANY:
+        return tuple(sizes)
+    kept = sizes[:1]
+    for size in sizes[1:]:
+        if size <= 0.8 * kept[-1]:
+            kept.append(size)
+    return tuple(kept)

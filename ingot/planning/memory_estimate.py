@@ -41,9 +41,10 @@ class MemoryEstimate:
         """What max_memory_allocated would report after two steps or more."""
         return sum(self.by_part.values())
 
-    def fits(self, memory_bytes: int) -> bool:
-        """Whether a process that can fill so many bytes of its GPU can run it."""
-        return self.peak_bytes * FRAGMENTATION <= memory_bytes
+    def fits(self, memory_bytes: int, moment: str | None = None) -> bool:
+        """Whether a process that can fill so many bytes of its GPU can run it, or this one moment of it."""
+        peak = self.peak_bytes if moment is None else self.moments[moment]
+        return peak * FRAGMENTATION <= memory_bytes
 
 
 def estimate_memory(

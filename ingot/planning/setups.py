@@ -11,6 +11,7 @@ Precision = Literal["fp32", "bf16", "fp8"]
 Adapter = Literal["none", "lora", "qlora"]
 LossImplementation = Literal["auto", "plain", "chunked", "fused"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
+MOST_BLOCKS = 10**6  # of a micro-batch; more is a slip of the hand
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,33 @@ class TrainingSetup:
         for name in ("micro_batch", "seq_length", "num_gpus", "gradient_accumulation_steps", "rank"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)}; it must be at least 1")
+        for name in ("micro_batch", "gradient_accumulation_steps", "eval_micro_batch"):
+            if getattr(self, name) > MOST_BLOCKS:
+                raise InputError(f"{name}: {getattr(self, name)}; it must be at most {MOST_BLOCKS}")
         if self.strategy not in STRATEGIES:
             raise InputError(f"strategy: '{self.strategy}' is not one of {', '.join(STRATEGIES)}")
         if self.strategy == "single" and self.num_gpus > 1:
             raise InputError(f"strategy: 'single' is one GPU, not {self.num_gpus}; choose ddp, zero1-3 or fsdp2")
         find_optimizer(self.optimizer)
+        self._refuse_what_training_refuses()
+
+    def _refuse_what_training_refuses(self) -> None:
+        if self.sharded_weights and self.stage != "pretrain":
+            raise InputError(
+                f"strategy: '{self.strategy}' splits the weights, which {self.stage} does not support; choose single, "
+                "ddp, zero1 or zero2, or an adapter (model.adapter: qlora) on one of them"
+            )
+        if self.optimizer != "muon":
+            return
+        if self.stage != "pretrain" or self.adapter != "none":
+            raise InputError(
+                "optimizer: 'muon' is for pretraining all weights; choose another for sft, dpo and adapters"
+            )
+        if self.sharded_weights:
+            raise InputError(
+                f"optimizer: 'muon' needs whole matrices and the strategy '{self.strategy}' splits them; choose ddp, "
+                "zero1 or zero2, or another optimizer"
+            )
 
     @property
     def rows(self) -> int:
