@@ -99,9 +99,9 @@ def test_law_files_of_one_name_stay_apart_and_can_be_drawn(tmp_path: Path, capsy
     paths = []
     for floor in (1.5, 2.5):
         (tmp_path / str(floor)).mkdir()
-        law = {"name": "own", "E": floor, "A": 300, "alpha": 0.34, "B": 400, "beta": 0.36, "fitted_flops": [1e12, 1e13]}
+        law = {"name": "own", "E": floor, "A": 300, "alpha": 0.34, "B": 400, "beta": 0.36}
         paths.append(str(tmp_path / str(floor) / "law.json"))
-        Path(paths[-1]).write_text(json.dumps(law), encoding="utf-8")
+        Path(paths[-1]).write_text(json.dumps({**law, "fitted_flops": [1e12, 1e13]}), encoding="utf-8")
     words = ["budget", "--flops", "1e21", "--law", paths[0], "--law", paths[1]]
     found = planned(capsys, *words)["optimal"]
     assert set(found) == set(paths) and found[paths[1]]["loss"] == pytest.approx(found[paths[0]]["loss"] + 1)
