@@ -15,7 +15,11 @@ Part = Literal["attention", "feed_forward", "shared_experts", "experts", "router
 
 @dataclass(frozen=True)
 class Matrix:
-    """A linear projection of a layer. Of an expert's, `copies` exist and a token meets `active` of them."""
+    """A linear projection of a layer. Of an expert's, `copies` exist and a token meets `active` of them.
+
+    `repeated`: an earlier layer has the same weights, and counts them. `recurrent`: of a recurrent or convolutional
+    mixer, which has no attention scores.
+    """
 
     part: Part
     inputs: int
@@ -23,16 +27,23 @@ class Matrix:
     bias: bool = False
     copies: int = 1
     active: int = 1
+    repeated: bool = False
+    recurrent: bool = False
 
     @property
     def parameters(self) -> int:
-        """Parameters of all copies."""
-        return self.copies * (self.inputs + self.bias) * self.outputs
+        """Parameters of all copies; none when an earlier layer counts them."""
+        return 0 if self.repeated else self.copies * (self.inputs + self.bias) * self.outputs
 
     @property
     def idle_parameters(self) -> int:
         """Parameters of the copies that a token does not meet."""
-        return (self.copies - self.active) * (self.inputs + self.bias) * self.outputs
+        return 0 if self.repeated else (self.copies - self.active) * (self.inputs + self.bias) * self.outputs
+
+    @property
+    def component(self) -> str:
+        """The component that its parameters and FLOPs are shown under."""
+        return "recurrent" if self.recurrent else self.part
 
     @property
     def products(self) -> int:
@@ -46,14 +57,16 @@ class Layer:
 
     matrices: tuple[Matrix, ...]
     vector_parameters: int  # of norms, and whatever else is no matrix
-    num_heads: int
-    num_key_value_heads: int
+    num_heads: int  # 0: no attention scores
+    num_key_value_heads: int  # 0: nothing to cache
     qk_head_dim: int
     v_head_dim: int
     ffn_width: int  # inside the feed-forward, over all experts that one token meets
     gated: bool = True
     qk_norm: bool = False
     window: int | None = None  # tokens that a sliding layer sees; None: all
+    convolutions: int = 0  # weights of convolutions along the sequence: a token meets each once
+    latent_values: int = 0  # of multi-head latent attention: values a token that a cache could keep instead
 
     @property
     def kind(self) -> Literal["dense", "moe"]:
@@ -83,6 +96,11 @@ class Architecture:
     position_parameters: int = 0  # table of learned positions
     other_parameters: int = 0  # the last norm, and what else stands outside the layers
     buffers: int = 0  # persistent values that are not parameters, such as DeepSeek-V3's router biases
+    head_parameters: int | None = None  # of an untied head; None: as large as the token table
+    other_embeddings: int = 0  # tables beside the token table and positions: looked up, not multiplied
+    outside_projections: int = 0  # of matrices outside the layers that every token meets
+    towers: int = 0  # what a text token does not meet: a vision tower, an audio tower
+    notes: tuple[str, ...] = ()  # what the numbers leave out
 
     @property
     def num_layers(self) -> int:
@@ -103,7 +121,9 @@ class Architecture:
     @property
     def head(self) -> int:
         """Parameters that only the head has: none when it is tied."""
-        return 0 if self.tied else self.input_embedding
+        if self.tied:
+            return 0
+        return self.input_embedding if self.head_parameters is None else self.head_parameters
 
     @cached_property
     def parameters(self) -> dict[str, int]:
@@ -111,12 +131,16 @@ class Architecture:
         counts = Counter({"embedding": self.input_embedding, "positions": self.position_parameters})
         for layer, times in self.kinds:
             counts["norms"] += times * layer.vector_parameters
+            counts["recurrent"] += times * layer.convolutions
             for matrix in layer.matrices:
-                counts[matrix.part] += times * matrix.parameters
+                counts[matrix.component] += times * matrix.parameters
         counts["norms"] += self.other_parameters
         counts["head"] = self.head
-        order = ("embedding", "positions", "attention", "feed_forward", "shared_experts", "experts", "router")
-        return {name: counts[name] for name in (*order, "norms", "head") if counts[name]}
+        counts["other_embeddings"] = self.other_embeddings
+        counts["other"] = self.outside_projections + self.towers
+        tables = ("embedding", "positions", "other_embeddings")
+        parts = ("attention", "recurrent", "feed_forward", "shared_experts", "experts", "router")
+        return {name: counts[name] for name in (*tables, *parts, "norms", "head", "other") if counts[name]}
 
     @cached_property
     def total(self) -> int:
@@ -125,8 +149,15 @@ class Architecture:
 
     @cached_property
     def active(self) -> int:
-        """Parameters that a token meets: all but the experts that it is not sent to."""
-        return self.total - sum(times * m.idle_parameters for layer, times in self.kinds for m in layer.matrices)
+        """Parameters that a text token meets: all but the experts that it is not sent to, and other towers."""
+        idle = sum(times * m.idle_parameters for layer, times in self.kinds for m in layer.matrices)
+        return self.total - idle - self.towers
+
+    @cached_property
+    def multiplied(self) -> int:
+        """N of the FLOPs conventions: the active parameters without other tables; a block is counted at every use."""
+        repeats = sum(times * m.products for layer, times in self.kinds for m in layer.matrices if m.repeated)
+        return self.active - self.other_embeddings + repeats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,16 +21,17 @@ CONVENTIONS: dict[Convention, str] = {
 def training_flops_per_token(architecture: Architecture, seq_length: int, convention: Convention = "mfu") -> float:
     """FLOPs of one training token: forward and twice that for backward; nothing computed twice is counted.
 
-    N counts of the experts only those that a token meets; L layers, H heads times head width, S `seq_length` tokens.
+    N counts what a token multiplies (`Architecture.multiplied`): of experts those that it meets, no tables but the
+    token table and positions, no vision tower; L layers with scores, H heads times head width, S `seq_length` tokens.
     """
     if convention in ("non_causal", "causal"):
         return 3.0 * sum(forward_flops_by_part(architecture, seq_length, convention == "causal").values())
     if convention == "6n":
-        return 6.0 * architecture.active
+        return 6.0 * architecture.multiplied
     left_out = architecture.input_embedding + (architecture.head if convention == "palm" else 0)
     if architecture.tied and convention == "mfu":
         left_out = 0  # the table is the head, too
-    return 6.0 * (architecture.active - left_out) + 3 * attention_flops(architecture, seq_length)
+    return 6.0 * (architecture.multiplied - left_out) + 3 * attention_flops(architecture, seq_length)
 
 
 def forward_flops_per_token(architecture: Architecture, seq_length: int, convention: Convention = "mfu") -> float:
@@ -48,14 +49,16 @@ def forward_flops_by_part(architecture: Architecture, seq_length: int, causal: b
 
     A sliding layer sees at most its window; with `causal` a token sees half the sequence (or window) on average.
     """
-    parts = {"attention_projections": 0.0, "attention_scores": 0.0, "feed_forward": 0.0, "router": 0.0}
+    names = {"attention": "attention_projections", "router": "router", "recurrent": "recurrent"}
+    parts = dict.fromkeys(("attention_projections", "attention_scores", "recurrent", "feed_forward", "router"), 0.0)
     for layer, times in architecture.kinds:
         seen = min(seq_length, layer.window or seq_length)
         parts["attention_scores"] += times * _scores(layer, _seen_on_average(seq_length, seen) if causal else seen)
+        parts["recurrent"] += 2.0 * times * layer.convolutions
         for matrix in layer.matrices:
-            name = {"attention": "attention_projections", "router": "router"}.get(matrix.part, "feed_forward")
-            parts[name] += 2.0 * times * matrix.products
-    parts["head"] = 2.0 * architecture.input_embedding
+            parts[names.get(matrix.component, "feed_forward")] += 2.0 * times * matrix.products
+    parts["head"] = 2.0 * (architecture.head or architecture.input_embedding)
+    parts["other"] = 2.0 * architecture.outside_projections
     return {name: flops for name, flops in parts.items() if flops}
 
 

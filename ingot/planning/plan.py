@@ -194,9 +194,13 @@ def _memory(architecture: Architecture, setup: TrainingSetup, machine: Machine) 
     return memory
 
 
-def kv_cache_bytes_per_token(architecture: Architecture, bytes_per_value: int = 2) -> int:
-    """Bytes of keys and values that one token adds to the cache while generating, in bf16."""
-    widths = (
-        (layer.qk_head_dim + layer.v_head_dim) * layer.num_key_value_heads * n for layer, n in architecture.kinds
-    )
-    return bytes_per_value * sum(widths)
+def kv_cache_bytes_per_token(architecture: Architecture, bytes_per_value: int = 2, latent: bool = False) -> int:
+    """Bytes of keys and values that one token adds to the cache while generating, in bf16.
+
+    `latent`: with the compressed values of multi-head latent attention kept instead, which transformers does not do.
+    """
+    values = 0
+    for layer, times in architecture.kinds:
+        unpacked = (layer.qk_head_dim + layer.v_head_dim) * layer.num_key_value_heads
+        values += times * (layer.latent_values if latent and layer.latent_values else unpacked)
+    return bytes_per_value * values

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ingot.planning.architecture import Architecture, architecture_of_config
-from ingot.planning.inspect_model import count, read_config
+from ingot.planning.inspect_model import LATENT, RECURRENT, REPEATED, TOWERS, count, read_config
+from ingot.planning.plan import kv_cache_bytes_per_token
 from ingot.recipe import InputError
 from modeling import IngotConfig, IngotForCausalLM
 
@@ -46,6 +47,40 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 32,
         "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
     },
+}  # fmt: skip
+
+
+TINY: dict[str, Any] = {
+    "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16}
+# model type -> sizes, and the key/value heads that each layer caches (0: it has no attention scores)
+HYBRIDS: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "lfm2": ({**TINY, "num_hidden_layers": 3, "full_attn_idxs": [1], "block_auto_adjust_ff_dim": False}, [0, 2, 0]),
+    "granitemoehybrid": (
+        {
+            **TINY, **MAMBA, "num_hidden_layers": 2, "layer_types": ["mamba", "attention"], "num_local_experts": 4,
+            "num_experts_per_tok": 2, "shared_intermediate_size": 64,
+        },
+        [0, 2],
+    ),
+    "bamba": ({**TINY, **MAMBA, "num_hidden_layers": 2, "attn_layer_indices": [1]}, [0, 2]),
+    "falcon_h1": ({**TINY, **MAMBA, "num_hidden_layers": 2, "mamba_d_ssm": 128, "head_dim": 16}, [2, 2]),
+    "qwen3_next": (
+        {
+            **TINY, "num_hidden_layers": 4, "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        },
+        [0, 0, 0, 2],
+    ),
+    "jamba": (
+        {
+            **TINY, "num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2,
+            "expert_layer_offset": 1, "num_experts": 4, "mamba_d_state": 8, "mamba_dt_rank": 8,
+        },
+        [0, 0, 2, 0],
+    ),
 }  # fmt: skip
 
 
@@ -157,3 +192,72 @@ def test_a_config_file_is_read_or_refused_by_name(tmp_path: Any) -> None:
         read_config(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         read_config(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_a_layer_without_scores_caches_nothing(family: str) -> None:
+    sizes, groups = HYBRIDS[family]
+    config = AutoConfig.for_model(family, **sizes)
+    found = count(config)
+    assert found.total == on_meta(config).num_parameters()
+    assert [layer.num_key_value_heads for layer in found.layers] == groups
+    assert [layer.num_heads for layer in found.layers] == [4 if n else 0 for n in groups]
+    assert kv_cache_bytes_per_token(found) == 2 * 2 * 16 * sum(groups)
+    assert found.parameters["recurrent"] > 0
+    assert (RECURRENT in found.notes) == (family != "lfm2")  # its convolutions are counted
+
+
+def test_multi_query_attention_has_one_head_of_keys() -> None:
+    falcon = of("falcon")  # 7B
+    assert {layer.num_key_value_heads for layer in falcon.layers} == {1}
+    assert kv_cache_bytes_per_token(falcon) == 8192
+    grouped = of("falcon", new_decoder_architecture=True, num_attention_heads=8, num_kv_heads=2, hidden_size=64)
+    assert {layer.num_key_value_heads for layer in grouped.layers} == {2}
+
+
+def test_a_shared_block_is_counted_once() -> None:
+    zamba = of("zamba2")
+    assert zamba.total == 2_481_848_336
+    assert sum(layer.num_heads > 0 for layer in zamba.layers) == 9
+    assert zamba.multiplied > zamba.active and REPEATED in zamba.notes
+
+
+def test_other_tables_and_towers_are_components_of_their_own() -> None:
+    gemma = of("gemma3n_text")
+    assert gemma.parameters["other_embeddings"] == 262_144 * 35 * 256
+    assert [layer.num_key_value_heads for layer in gemma.layers] == [2] * 20 + [0] * 15  # the last use earlier keys
+    assert gemma.multiplied == gemma.active - gemma.other_embeddings
+    sighted = of("gemma3")
+    text = count(AutoConfig.for_model("gemma3").get_text_config())
+    assert sighted.towers == sighted.parameters["other"] > 0.9 * (sighted.total - text.total)
+    assert sighted.multiplied == text.multiplied and sighted.active == text.active and TOWERS in sighted.notes
+    ant = of("cpmant")  # its head has fewer rows than its table
+    assert min(ant.parameters.values()) > 0 and ant.head < ant.input_embedding
+
+
+def test_the_cache_of_latent_attention() -> None:
+    deepseek = of("deepseek_v3")
+    assert kv_cache_bytes_per_token(deepseek) == 61 * 128 * (192 + 128) * 2  # as transformers keeps it
+    assert kv_cache_bytes_per_token(deepseek, latent=True) == 61 * (512 + 64) * 2
+    assert LATENT in deepseek.notes
+
+
+def test_heads_of_different_width_in_one_model() -> None:
+    gemma = of("gemma4_text", num_hidden_layers=6)
+    assert [layer.qk_head_dim for layer in gemma.layers] == [256] * 5 + [512]
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("llava", "a multimodal model; name its text configuration"),
+        ("qwen2_5_vl", "a multimodal model; name its text configuration"),
+        ("nemotron", "cannot build this model"),
+        ("ministral", "cannot build this model"),
+        ("longcat_flash", "no list of 56 layers"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(family: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        of(family)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300

@@ -12,7 +12,7 @@ from ingot.planning.flops import forward_flops_by_part, forward_flops_per_token,
 from ingot.planning.inspect_model import count
 from modeling import IngotConfig, IngotForCausalLM
 
-from .test_architecture import EXPERTS, FAMILIES, FLAGSHIP, SMALL
+from .test_architecture import EXPERTS, FAMILIES, FLAGSHIP, HYBRIDS, SMALL
 
 
 @pytest.mark.parametrize(
@@ -106,3 +106,25 @@ def test_a_window_bounds_what_a_token_sees() -> None:
     )
     # tokens 1 to 8 see 4 others on average, the other 24 see 8: 7 of the 16 of full attention
     assert forward_flops_by_part(window, 32)[scores] * 16 == forward_flops_by_part(whole, 32)[scores] * 7
+
+
+@pytest.mark.parametrize("family", ["falcon", "lfm2"])
+def test_multi_query_and_convolutional_layers(family: str) -> None:
+    falcon = {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(family, **(falcon if family == "falcon" else HYBRIDS[family][0]))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.arange(32).view(1, 32), use_cache=False)
+    expected = sum(forward_flops_by_part(count(config), 32, causal=False).values())
+    assert counter.get_total_flops() / 32 == pytest.approx(expected, rel=0.01)
+
+
+def test_scores_of_a_hybrid_are_those_of_its_attention_layers() -> None:
+    found = count(AutoConfig.for_model("jamba", **HYBRIDS["jamba"][0]))
+    assert forward_flops_by_part(found, 32, causal=False)["attention_scores"] == 4 * 64 * 32  # of one layer in four
+
+
+def test_n_is_what_a_token_multiplies() -> None:
+    gemma = count(AutoConfig.for_model("gemma3n_text"))
+    tables = gemma.parameters["other_embeddings"]
+    assert training_flops_per_token(gemma, 2048, "6n") == 6 * (gemma.total - tables)
