@@ -152,12 +152,12 @@ def plan_model(
 
 
 def _model(name: str, architecture: Architecture) -> dict[str, Any]:
-    first = architecture.layers[0]
+    first = next((layer for layer in architecture.layers if layer.num_heads), architecture.layers[0])
     return {
         "name": name, "type": architecture.model_type, "layers": architecture.num_layers,
         "hidden_size": architecture.hidden_size, "heads": first.num_heads, "kv_heads": first.num_key_value_heads,
         "head_dim": first.qk_head_dim, "vocab_size": architecture.vocab_size, "tied": architecture.tied,
-        "experts": max(layer.num_experts for layer in architecture.layers),
+        "experts": max(layer.num_experts for layer in architecture.layers), "notes": list(architecture.notes),
     }  # fmt: skip
 
 

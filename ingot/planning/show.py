@@ -86,7 +86,8 @@ def _parameters(plan: Mapping[str, Any]) -> str:
         rows.append(("met by a token", f"{found['active']:,}", percent(found["active"] / found["total"])))
     if found["buffers"]:
         rows.append(("and buffers", f"{found['buffers']:,}", ""))
-    return "Parameters\n" + table(rows)
+    notes = "".join(f"\n  note: {note}" for note in plan["model"]["notes"])
+    return "Parameters\n" + table(rows) + notes
 
 
 def _flops(found: Mapping[str, Any]) -> str:
@@ -191,8 +192,8 @@ def _disagreement(plan: Mapping[str, Any]) -> Iterator[str]:
     spread = plan["spread"]
     if (plan["passes"] or 0) > 4:
         yield (
-            f"  the text would be read {plan['passes']:.0f} times; beyond about 4 a token read again teaches less than "
-            "a new one\n  (arXiv 2305.16264), so these losses are too good"
+            f"  the text would be read {plan['passes']:.0f} times; beyond about 4 a token read again teaches "
+            "less than a new one\n  (arXiv 2305.16264), so these losses are too good"
         )
     if len(plan["optimal"]) > 1:
         yield (
