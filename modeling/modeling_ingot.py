@@ -730,9 +730,7 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
         takes labels already moved by one place.
         """
         # not in the signature: Trainer takes every parameter named *labels for one that each batch must have
-        shift_labels = kwargs.pop("shift_labels", None)
-        if labels is not None and shift_labels is None:
-            shift_labels = F.pad(labels[..., 1:], (0, 1), value=-100)  # position t predicts token t + 1
+        shift_labels: Any = _shifted(labels, kwargs.pop("shift_labels", None))
         if shift_labels is not None and use_cache is None:
             use_cache = False
         balance = self._wants_balance(output_router_logits, shift_labels)
@@ -841,6 +839,13 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
         """The load-balancing loss of new tokens; with a cache the mask (B, S) covers earlier ones too."""
         rows = mask[:, -num_tokens:] if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
         return load_balancing_loss(router_logits, self.config.num_experts_per_tok, rows)
+
+
+def _shifted(labels: torch.Tensor | None, shift_labels: torch.Tensor | None) -> torch.Tensor | None:
+    """Labels moved by one place, so that position t predicts token t + 1, unless they are given so."""
+    if labels is None or shift_labels is not None:
+        return shift_labels
+    return F.pad(labels[..., 1:], (0, 1), value=-100)
 
 
 def _says_nothing(mask: Any) -> bool:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ingot import runs
 from ingot.recipe import FilePath, InputError, Recipe, RunSection, Section, StageFolder, build_recipe
-from ingot.runs import exit_code_of, is_complete, open_run, read_json, sha256_file, write_json, write_text
+from ingot.runs import is_complete, open_run, read_json, sha256_file, write_json, write_text
 
 
 class ToyData(Section):
@@ -291,43 +291,6 @@ def test_json_is_strict(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(InputError, match=r"a\.json: cannot be read as JSON"):
         read_json(tmp_path / "a.json")
-
-
-def raiser(error: BaseException) -> Callable[[], None]:
-    def action() -> None:
-        raise error
-
-    return action
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "message"),
-    [
-        (InputError("data.x: wrong; do this"), 2, "error: data.x: wrong; do this\n"),
-        (ModuleNotFoundError("No module named 'trl'", name="trl.trainer"), 2, r"pip install -e '\.\[train\]'"),
-        (ModuleNotFoundError("No module named 'gradio'", name="gradio"), 2, r"gradio is not .* '\.\[serve\]'"),
-        (ModuleNotFoundError("No module named 'ours'", name="ours"), 3, "Traceback(.|\n)*No module named 'ours'"),
-        (RuntimeError("broken"), 3, "Traceback(.|\n)*RuntimeError: broken"),
-        (ValueError("a bug"), 3, "Traceback(.|\n)*ValueError: a bug"),
-        (KeyboardInterrupt(), 130, "interrupted; run the same command again to continue"),
-    ],
-)
-def test_exit_codes(error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code_of(raiser(error)) == code
-    assert re.search(message, capsys.readouterr().err)
-
-
-def test_exit_code_of_success_and_of_an_own_exit() -> None:
-    assert exit_code_of(lambda: {"loss": 1.0}) == 0
-    with pytest.raises(SystemExit):
-        exit_code_of(raiser(SystemExit(7)))
-
-
-def test_every_extra_that_an_error_names_is_in_setup_cfg(root: Path) -> None:
-    text = (root / "setup.cfg").read_text()
-    for module, extra in runs.EXTRAS.items():
-        section = text.split(f"\n{extra} =\n")[1].split("\n[")[0]
-        assert re.search(rf"^    {module.replace('_', '[-_]')}\b", section, re.M), f"{module} is not in {extra}"
 
 
 def test_model_folder_finds_the_config(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import io
 import json
 import random
-import sys
 from argparse import Namespace
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,8 @@ from ingot.data.splits import SPLITS
 from ingot.planning.arguments import Parser, count, number
 from ingot.recipe import InputError
 from ingot.recipe_yaml import parse_yaml
-from ingot.runs import DOUBTED, MANIFEST, STARTED, read_json, read_manifest, sha256_file, verify, write_text
+from ingot.runs import DOUBTED, MANIFEST, STARTED, read_json, read_manifest, sha256_file, verify
+from ingot.tokenization.pages import present
 
 STAGE = "prepare_data"
 SEQ_LENGTHS = (512, 1024, 2048, 4096)
@@ -38,15 +38,7 @@ def inspect_data_command(arguments: Sequence[str]) -> None:
     Raises: InputError in one line that names the word, the folder or the file.
     """
     words = parse(arguments)
-    found = describe(words)
-    if words.html is not None:
-        write_text(words.html, html_page(found))
-    if words.json:
-        print(json.dumps(found, indent=2, allow_nan=False))
-        return
-    print(text_page(found, colour=sys.stdout.isatty()))
-    if words.html is not None:
-        print(f"\npage: {words.html}")
+    present(describe(words), words, html_page, text_page)
 
 
 def parse(arguments: Sequence[str]) -> Namespace:

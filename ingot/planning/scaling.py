@@ -5,6 +5,7 @@ token of the paper's own tokenizer and text: only differences within one law mea
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ class Optimum:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
+class Law(ABC):
     """What every law says of itself; `counts` tells which parameters its N is about."""
 
     name: str
@@ -54,13 +55,13 @@ class Law:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # 95%, by coefficient
     fitted_flops: tuple[float, float] | None = None  # compute of the smallest and largest run behind it
 
+    @abstractmethod
     def loss(self, parameters: float, tokens: float) -> float | None:
         """The loss in nats per token, or None when the law has none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def best_parameters(self, flops: float) -> float:
         """N of the lowest loss at 6 N D = flops, with as much text as that takes."""
-        raise NotImplementedError
 
     def optimum(self, flops: float, max_tokens: float | None = None) -> Optimum:
         """The best N and D at 6 N D = flops; with at most `max_tokens` tokens, if given.

@@ -1,16 +1,13 @@
 """`ingot inspect tokenizer`: from the words of the command line to a page."""
 
-import json
-import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 from ingot.planning.arguments import Parser
-from ingot.runs import write_text
 from ingot.tokenization.inspect import Subject, Text, describe, own_texts
-from ingot.tokenization.pages import html_page, text_page
+from ingot.tokenization.pages import html_page, present, text_page
 
 KNOWN = ("gpt2", "qwen3")  # what a tokenizer is compared with when these folders are beside the project
 BESIDE = Path("shared/data/tokenizers")
@@ -26,15 +23,7 @@ def inspect_tokenizer_command(arguments: Sequence[str]) -> None:
     words = parse(arguments)
     texts = [*own_texts(), *(text_of_file(path) for path in words.text)]
     others = [Subject(folder) for folder in (known_folders() if words.against is None else words.against)]
-    found = describe(Subject(words.folder), others, texts)
-    if words.html is not None:
-        write_text(words.html, html_page(found))
-    if words.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
-        return
-    print(text_page(found, colour=sys.stdout.isatty()))
-    if words.html is not None:
-        print(f"\npage: {words.html}")
+    present(describe(Subject(words.folder), others, texts), words, html_page, text_page)
 
 
 def parse(arguments: Sequence[str]) -> Namespace:

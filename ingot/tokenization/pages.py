@@ -1,8 +1,13 @@
 """What `ingot inspect tokenizer` found, as text for a terminal and as one HTML page."""
 
-from collections.abc import Iterator, Sequence
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
+
+from ingot.runs import write_text
 
 WIDTH = 110  # characters of a line
 SHOWN_PIECES = 60  # tokens of a sample on the terminal
@@ -221,3 +226,17 @@ def _chat_html(chat: dict[str, Any] | None) -> str:
         return f"<p>It refuses a system, a user and an assistant turn: {escape(chat['refused'])}</p>"
     pieces = [{"text": t, "ids": [i]} for t, i in zip(chat["tokens"], chat["ids"], strict=True)]
     return _sample_html({"name": "A conversation", "pieces": pieces})
+
+
+def present(
+    found: dict[str, Any], words: Namespace, html: Callable[[dict[str, Any]], str], text: Callable[..., str]
+) -> None:
+    """Shows what was found as `ingot inspect` was asked to: `--html` writes a page, `--json` prints JSON alone."""
+    if words.html is not None:
+        write_text(words.html, html(found))
+    if words.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    print(text(found, colour=sys.stdout.isatty()))
+    if words.html is not None:
+        print(f"\npage: {words.html}")

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ingot.training.optim import loss_again
+
 # numbers updated at a time: bounds the memory of a step to 64 MB however large a table is
 CHUNK = 1 << 24
 
@@ -31,10 +33,7 @@ class Lion(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step for every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_again(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

@@ -28,6 +28,14 @@ def orthogonalize(update: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfl
     return (x.mT if tall else x).to(update.dtype)
 
 
+def loss_again(closure: Callable[[], float] | None) -> float | None:
+    """What torch's optimizers do first in a step: the loss once more, with gradients, where a closure is given."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon for the 2-D weights of the hidden layers, AdamW for embeddings, head, norms and biases.
 
@@ -56,10 +64,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step for every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_again(closure)
         for group in self.param_groups:
             if any(p.grad is not None for p in group["params"]):
                 (self._muon if group["matrices"] else self._adamw)(group)

@@ -14,6 +14,7 @@ from ingot.training.pretrain import PretrainRecipe
 WORDS = ("red", "blue", "green", "black", "one", "two", "three", "four", "and", "then")
 VOCABULARY = 260  # the special tokens and every byte
 SEQ_LENGTH = 32
+NO_EVALUATION = {"training__eval_strategy": "no", "training__eval_steps": None}
 
 
 def make_corpus(folder: Path, documents: int = 120) -> Path:
