@@ -1,0 +1,1 @@
+"""The proofs of reliability: kills, full disks, numbers that are none, broken files."""
