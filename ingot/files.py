@@ -4,7 +4,9 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,15 @@ from typing import Any
 from ingot.recipe_yaml import InputError
 
 CHECKSUMS = "checksums.json"
+# Files that some loader opens by their name alone: one that nobody wrote on purpose would be used without a word.
+OPENED = re.compile(
+    r"config\.json|generation_config\.json|adapter_config\.json|tokenizer.*|special_tokens_map\.json|latest|"
+    r"added_tokens\.json|vocab\..*|merges\..*|chat_template.*|spiece\..*|sentencepiece\..*|\.metadata|"
+    r".*_state\.json|.*\.index\.json|.*\.(safetensors|bin|pt|pth|ckpt|pkl|pickle|distcp|py|jinja)"
+)
+LARGE = 16 << 20  # bytes; a larger file that stays as it is is read once in a process
+SETTLED = 2.0  # seconds; a file written this recently may change again without a new time
+_known: dict[str, tuple[tuple[int, ...], str]] = {}  # path -> (stamp, sha256) of large files
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -56,9 +67,22 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_file(path: Path) -> str:
-    """The sha256 of a file's content, in hexadecimal."""
+    """The sha256 of a file's content, in hexadecimal; a large file is not read again while it stays as it is."""
+    stamp = _stamp(path)
+    found = _known.get(str(path))
+    if found is not None and found[0] == stamp:
+        return found[1]
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if stamp[1] >= LARGE and stamp == _stamp(path) and stamp[3] < (time.time() - SETTLED) * 1e9:
+        _known[str(path)] = (stamp, digest)
+    return digest
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file does: inode, bytes, and the times of content and inode in nanoseconds."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def sha256_json(value: Any) -> str:
@@ -66,15 +90,16 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def write_checksums(folder: Path) -> None:
-    """Records size and sha256 of every file of a folder in it, and makes all of it durable."""
+def write_checksums(folder: Path, leave_out: Collection[str] = ()) -> None:
+    """Records size and sha256 of the files of a folder in it, but for those to `leave_out`; makes all of it durable."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
-    write_json(folder / CHECKSUMS, {str(p.relative_to(folder)): describe_file(p) for p in files})
+    names = {str(p.relative_to(folder)): p for p in files}
+    write_json(folder / CHECKSUMS, {name: describe_file(p) for name, p in names.items() if name not in leave_out})
     for path in (*files, *(p for p in folder.rglob("*") if p.is_dir()), folder):
-        _sync(path)
+        sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -82,21 +107,58 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def read_checksums(path: Path) -> dict[str, dict[str, Any]]:
+    """The checksums that `write_checksums` left: name -> {bytes, sha256}.
+
+    Raises: InputError that names the file when it is missing or holds anything else.
+    """
+    return checked_records(read_json(path), path)
+
+
+def checked_records(found: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """The value as name -> {bytes, sha256}.
+
+    Raises: InputError that names the file it comes from when it is none, or names a file outside the folder.
+    """
+    if isinstance(found, dict) and found and all(_is_record(name, entry) for name, entry in found.items()):
+        return found
+    raise InputError(f"{path}: not a list of files with bytes and sha256, as Ingot writes it; it was damaged or edited")
+
+
+def _is_record(name: str, entry: Any) -> bool:
+    inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+    return inside and isinstance(entry, dict) and type(entry.get("bytes")) is int and type(entry.get("sha256")) is str
+
+
+def unlisted(folder: Path, names: Collection[str]) -> Iterator[str]:
+    """The files of a folder that a loader would open although they are not among `names`."""
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if OPENED.fullmatch(path.name) and name not in names and path.is_file():
+            yield name
+
+
 def damage(folder: Path) -> str | None:
     """What is wrong with a folder that `write_checksums` recorded: the first bad file; None when it is whole."""
-    if not (folder / CHECKSUMS).is_file():
-        return f"{folder / CHECKSUMS} is missing"
     try:
-        checksums = read_json(folder / CHECKSUMS)
+        checksums = read_checksums(folder / CHECKSUMS)
     except InputError as error:
-        return str(error)
+        return f"{folder / CHECKSUMS} is missing" if not (folder / CHECKSUMS).is_file() else str(error)
     for name, recorded in checksums.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path} is missing"
-        if describe_file(path) != recorded:
-            return f"{path} is not as it was written"
-    return None
+        problem = compare(folder / name, recorded)
+        if problem is not None:
+            return problem
+    added = next(unlisted(folder, checksums), None)
+    return None if added is None else f"{folder / added} was not there when the folder was written"
+
+
+def compare(path: Path, recorded: Mapping[str, Any]) -> str | None:
+    """How a file differs from its record, with its path; None when it does not. The size comes first: it is quick."""
+    if not path.is_file():
+        return f"{path} is missing"
+    if (size := path.stat().st_size) != recorded["bytes"]:
+        return f"{path} is not as it was written ({size:,} bytes, not {recorded['bytes']:,})"
+    return None if sha256_file(path) == recorded["sha256"] else f"{path} is not as it was written"
 
 
 def describe_file(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingot.loading import load_model, load_tokenizer
+from ingot.pickles import check_pickles, pickles_forbidden
 from ingot.recipe import InputError
 from ingot.runs import damage, read_json, write_json
 
@@ -56,14 +57,17 @@ def read_weights(checkpoint: Path) -> "dict[str, Tensor] | None":
     Raises: InputError when there are none, or not all of their parts.
     """
     if (checkpoint / ZERO).is_file():
+        check_pickles(checkpoint)
         return _read_zero(checkpoint)
     if (checkpoint / FSDP_SHARDED).is_dir():
+        check_pickles(checkpoint / FSDP_SHARDED)
         return _read_fsdp(checkpoint / FSDP_SHARDED)
     if any((checkpoint / name).is_file() for name in WHOLE):
         return None
     if (checkpoint / FSDP_WHOLE).is_file():
         import torch
 
+        check_pickles(checkpoint / FSDP_WHOLE)
         return dict(torch.load(checkpoint / FSDP_WHOLE, map_location="cpu", weights_only=True, mmap=True))
     raise InputError(f"run.from: {checkpoint}: no weights here ({', '.join((*WHOLE, ZERO, FSDP_SHARDED))})")
 
@@ -77,7 +81,7 @@ def _read_zero(checkpoint: Path) -> "dict[str, Tensor]":
 
     said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pickles_forbidden(deepspeed=True):
             return dict(get_fp32_state_dict_from_zero_checkpoint(str(checkpoint)))
     except (ValueError, FileNotFoundError, RuntimeError, AssertionError, KeyError) as error:
         raise InputError(f"run.from: {checkpoint}: DeepSpeed cannot put it together: {_line(error)}") from None
@@ -101,7 +105,8 @@ def _read_fsdp(folder: Path) -> "dict[str, Tensor]":
         }
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
-            dcp.load(state, storage_reader=reader, no_dist=True)
+            with pickles_forbidden():
+                dcp.load(state, storage_reader=reader, no_dist=True)
     except (dcp.api.CheckpointException, OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"run.from: {folder}: torch cannot put it together: {_line(error)}") from None
     return {name.removeprefix("model."): tensor for name, tensor in state.items()}

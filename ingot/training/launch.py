@@ -8,6 +8,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from ingot.pickles import forbid_pickles
 from ingot.recipe import InputError
 from ingot.runs import LostProcess, get_logger, num_processes
 from ingot.training.malloc import keep_freed_memory
@@ -50,6 +51,7 @@ def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
         os.environ["ACCELERATE_USE_CPU"] = str(not uses_deepspeed()).lower()
     if num_processes() > 1:
         _join_processes(on_cpu, timedelta(seconds=training.get("ddp_timeout") or TIMEOUT))
+    forbid_pickles(uses_deepspeed())
     if not on_cpu:
         return dict(training)
     # told to use the CPU, accelerate drops DeepSpeed without a word and trains as DDP
