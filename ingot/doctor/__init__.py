@@ -1,0 +1,1 @@
+"""`ingot doctor`: is this machine fit to run Ingot, and what state is a run in."""
