@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from ingot.chain import CHAIN, run_command
-from ingot.cli import load_stage, stage_of
+from ingot.cli import load_stage, recipe_class, stage_of
 from ingot.loading import load_tokenizer
 from ingot.planning.architecture import architecture_of_config
 from ingot.planning.flops import training_flops_per_token
 from ingot.planning.hardware import find_gpu
 from ingot.planning.machine import Machine
 from ingot.planning.memory import estimate_memory, setup_of_recipe
-from ingot.recipe import InputError, stage_inputs
-from ingot.recipe_yaml import read_yaml
+from ingot.recipe import InputError, load_recipe, stage_inputs, to_tree
+from ingot.recipe_yaml import dump_yaml, read_yaml
 from ingot.runs import read_json
 from ingot.training import pretrain_loop
 from ingot.training.encoding import ConversationEncoder
@@ -86,6 +86,14 @@ def pretrain_config(size: str) -> IngotConfig:
     """The configuration of a size's pretraining recipe."""
     recipe: Any = load_stage(ROOT / "recipes" / size / "pretrain.yaml")
     return IngotConfig(**{"max_position_embeddings": recipe.data.seq_length, **recipe.model.upstream_values()})
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_the_resolved_recipe_that_a_run_keeps_is_the_same_recipe(path: Path, tmp_path: Path) -> None:
+    recipe = load_stage(path)
+    kept = tmp_path / "recipe.yaml"
+    kept.write_text(dump_yaml(to_tree(recipe)))
+    assert to_tree(load_recipe(recipe_class(recipe.stage), kept)) == to_tree(recipe)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")

@@ -35,7 +35,7 @@ class RowSource(Source):
         """What is contradictory in this source; `key` is its place in the recipe."""
         yield from super().problems(key)
         for name in ("separator", "conversations", "join", "split"):
-            if name in self.model_fields_set and getattr(self, name) is not None:
+            if getattr(self, name) != type(self).model_fields[name].default:  # a resolved recipe writes defaults out
                 yield f"{key}.{name}: only for documents to pretrain on; remove it"
 
 

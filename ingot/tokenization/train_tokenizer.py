@@ -68,7 +68,7 @@ class TokenizerSection(Section):
                 yield "tokenizer.allow_lossy: only with tokenizer.from; what is trained here loses nothing"
             return
         for key in ("vocab_size", "model", "pre_tokenizer", "max_bytes"):
-            if key in self.model_fields_set and getattr(self, key) is not None:
+            if getattr(self, key) != type(self).model_fields[key].default:  # a resolved recipe writes defaults out
                 yield f"tokenizer.{key}: leave it out; it comes with the tokenizer in tokenizer.from"
 
 

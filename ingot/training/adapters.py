@@ -48,7 +48,9 @@ class AdapterModel(Section):
         """Adapter keys that the chosen adapter would ignore."""
         lora = {"r", "lora_alpha", "lora_dropout", "target_modules"} if self.adapter == "none" else set()
         four_bit = {"bnb_4bit_quant_type", "bnb_4bit_use_double_quant"} if self.adapter != "qlora" else set()
-        for key in sorted((lora | four_bit) & self.model_fields_set):
+        for key in sorted(lora | four_bit):
+            if getattr(self, key) == type(self).model_fields[key].default:  # a resolved recipe writes defaults out
+                continue
             wanted = "lora or qlora" if key in lora else "qlora"
             yield f"model.{key}: has no effect with adapter '{self.adapter}'; set model.adapter to {wanted}"
 
