@@ -64,7 +64,11 @@ def driver_cuda() -> str | None:
     except OSError:
         return None
     version = ctypes.c_int()
-    return None if library.cuDriverGetVersion(ctypes.byref(version)) else f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return (
+        None
+        if library.cuDriverGetVersion(ctypes.byref(version))
+        else f"{version.value // 1000}.{version.value % 1000 // 10}"
+    )
 
 
 def gpu_findings(scratch: Path) -> Iterator[Finding]:
@@ -90,7 +94,9 @@ def build_finding(seen: Mapping[str, Any], driver: str | None, devices: bool) ->
     if seen["available"]:
         return ok("torch", f"{text}; {len(seen['gpus'])} GPUs")
     if not devices:
-        return ok("torch", f"{text}; " + ("Apple's GPU (MPS)" if seen["mps"] else "no GPU here, training uses the CPU"))
+        return ok(
+            "torch", f"{text}; " + ("Apple's GPU (MPS)" if seen["mps"] else "no GPU here, training uses the CPU")
+        )
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return fail("torch", f"{text}; CUDA_VISIBLE_DEVICES hides the GPUs", "unset CUDA_VISIBLE_DEVICES")
     if not seen["cuda"]:
@@ -155,7 +161,9 @@ def other_processes() -> Iterator[Finding]:
     """Who holds memory of the GPUs."""
     for row in _smi("compute-apps", "pid,process_name,used_memory") or []:
         text = f"process {row[0]} ({Path(row[1]).name}) uses {row[2]} MiB"
-        yield warn("GPU processes", text, f"ps -p {row[0]} -o user,etime,args; a run of yours that hangs: kill {row[0]}")
+        yield warn(
+            "GPU processes", text, f"ps -p {row[0]} -o user,etime,args; a run of yours that hangs: kill {row[0]}"
+        )
 
 
 def _physical(index: int) -> str:

@@ -58,7 +58,11 @@ def filesystem(place: Path) -> str:
     best, kind = "", "unknown"
     for line in Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").split("\n"):
         words = line.split()
-        if len(words) > 2 and place.is_relative_to(mount := words[1].replace("\\040", " ")) and len(mount) >= len(best):
+        if (
+            len(words) > 2
+            and place.is_relative_to(mount := words[1].replace("\\040", " "))
+            and len(mount) >= len(best)
+        ):
             best, kind = mount, words[2]
     return kind
 
