@@ -13,8 +13,8 @@ from ingot.recipe import InputError
 HELP = """usage: ingot doctor [--short] [--json]
        ingot doctor FOLDER ... [--config RECIPE [--section.key=value ...]] [--json]
 
-Without a folder: versions, imports, GPUs, memory, disk, network of this machine, and a self-test that makes a toy model
-from raw text to a chat, with a kill -9 on the way (under two minutes; --short leaves it out).
+Without a folder: versions, imports, GPUs, memory, disk and network of this machine, and a self-test that makes a toy
+model from raw text to a chat, with a kill -9 on the way (under two minutes; --short leaves it out).
 With a folder of a run, or of several: what state it is in, what its checkpoints are worth, what a rerun would do.
 --config asks what this recipe would do in the folder. Nothing is changed.
 Exit code 0 when nothing fails, 3 otherwise."""

@@ -64,7 +64,7 @@ def version_findings() -> Iterator[Finding]:
 
 
 def _python() -> Finding:
-    bounds = SpecifierSet(importlib.metadata.metadata("ingot").get("Requires-Python") or "")
+    bounds = SpecifierSet(importlib.metadata.metadata("ingot")["Requires-Python"])
     version = platform.python_version()
     if bounds.contains(version, prereleases=True):
         return ok("python", f"{version} (needs {bounds}), ingot {importlib.metadata.version('ingot')}")

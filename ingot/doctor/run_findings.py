@@ -200,7 +200,8 @@ def _launched(launch: Any) -> str:
     number = launch.get("num_processes")
     if number is None:
         return ""
-    return f", {number} process{'es' * (number > 1)} ({launch.get('strategy')}), {launch.get('rows_per_step')} rows a step"
+    how, rows = launch.get("strategy"), launch.get("rows_per_step")
+    return f", {number} process{'es' * (number > 1)} ({how}), {rows} rows a step"
 
 
 def _best(facts: Facts) -> Iterator[Finding]:

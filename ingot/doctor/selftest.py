@@ -22,7 +22,6 @@ from ingot.doctor.packages import pip_command
 from ingot.doctor.probing import Probe, ended
 from ingot.doctor.toy_recipes import STEPS, recipe_trees, write_corpus
 from ingot.recipe import build_recipe
-from ingot.runs import EXTRAS
 
 SECONDS = 120.0  # without a word from a step
 SILENT = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -128,11 +127,11 @@ def _ask(port: int, answer: list[str]) -> None:
     os.kill(os.getpid(), 2)  # SIGINT
 
 
-# step -> (what it does, the module without which it is left out)
-STEPS_IN_ORDER: dict[str, tuple[Callable[[Path], str], str | None]] = {
-    "tokenizer": (tokenizer, None), "shards": (shards, None), "pretraining": (pretraining, None),
-    "kill -9 in a save": (kill, None), "resume": (resume, None), "sft": (sft, "trl"), "export": (export, "trl"),
-    "chat over HTTP": (chat, "uvicorn"),
+# step -> (what it does, the module without which it is left out, and the extra that brings it)
+STEPS_IN_ORDER: dict[str, tuple[Callable[[Path], str], str, str]] = {
+    "tokenizer": (tokenizer, "", ""), "shards": (shards, "", ""), "pretraining": (pretraining, "", ""),
+    "kill -9 in a save": (kill, "", ""), "resume": (resume, "", ""), "sft": (sft, "trl", "train"),
+    "export": (export, "trl", "train"), "chat over HTTP": (chat, "uvicorn", "serve"),
 }  # fmt: skip
 
 
@@ -157,10 +156,10 @@ def _device() -> str:
 
 def run_steps(folder: Path) -> Iterator[Finding]:
     """Every step with its time; after one that failed the rest is left out, for each needs those before."""
-    for name, (step, module) in STEPS_IN_ORDER.items():
+    for name, (step, module, extra) in STEPS_IN_ORDER.items():
         began, what = time.monotonic(), f"self-test: {name}"
-        if module is not None and not _installed(module):
-            yield warn(what, LEFT.format(name, module), pip_command(EXTRAS[module]))
+        if module and not _installed(module):
+            yield warn(what, LEFT.format(name, module), pip_command(extra))
             return
         try:
             text = step(folder)

@@ -1,4 +1,4 @@
-"""The self-test's corpus of seeded sentences, and its recipes: a model of a few thousand parameters, all on this page."""
+"""The self-test's corpus of seeded sentences, and its recipes: a model of some thirty thousand parameters."""
 
 import json
 import random
