@@ -61,21 +61,6 @@ def tool(arguments: Sequence[str]) -> None:
     getattr(importlib.import_module(module), function)(arguments[2:])
 
 
-def verify_folders(arguments: Sequence[str]) -> None:
-    """Reads the finished run folders again.
-
-    Raises: InputError that names the first file that is not as it was written.
-    """
-    from ingot.runs import verify
-
-    if not arguments or any(a.startswith("-") for a in arguments):
-        raise InputError("ingot verify: name the folders of finished stages, such as runs/quickstart/prepare_data")
-    for folder in arguments:
-        if (changed := verify(Path(folder))) is not None:
-            raise InputError(f"{folder}: {changed}")
-        print(f"{folder}: every file is as it was written")
-
-
 def stage_of(name: str) -> str:
     """The stage of a recipe's name: `sft_lora` is a recipe of `sft`.
 
@@ -112,8 +97,10 @@ def usage() -> str:
         "ingot run FOLDER       every stage of a folder of recipes",
         "ingot plan COMMAND     parameters, memory, time, money and loss before anything runs",
         "ingot inspect WHAT     look at a result",
-        "ingot verify FOLDER    read every file of a finished run again and compare it with what was written",
+        "ingot doctor [FOLDER]  versions, GPUs, disk and a self-test of this machine; or the state of a run",
+        "ingot verify FOLDER    read every file again and compare it with what was written; --accept takes an edit",
         "ingot benchmark WHAT   the project's measurements, one table each",
+        "ingot faults           kills, full disks, broken files: what is promised to survive them, counted",
     ]
     for stage in STAGES:
         meaning = (recipe_class(stage).__doc__ or "").strip().split("\n")[0]
@@ -137,8 +124,18 @@ def command(arguments: Sequence[str]) -> None:
         from ingot.planning.commands import plan_command
 
         plan_command(arguments[1:], load_stage)
+    elif arguments[0] == "faults":
+        from ingot.faults.command import faults_command
+
+        faults_command(arguments[1:])
+    elif arguments[0] == "doctor":
+        from ingot.doctor.command import doctor_command
+
+        doctor_command(arguments[1:])
     elif arguments[0] == "verify":
-        verify_folders(arguments[1:])
+        from ingot.integrity import verify_command
+
+        verify_command(arguments[1:])
     elif arguments[0] in TOOLS:
         tool(arguments)
     else:

@@ -14,6 +14,7 @@ WORDS = ("red", "blue", "green", "black", "one", "two", "three", "four", "and", 
 COLOURS = ("red", "blue", "green", "black")
 VOCABULARY = 260  # the special tokens and every byte: ids that a reader can check
 SEQ_LENGTH = 32
+RECORD: dict[str, Any] = {"recipe": {}, "results": {}, "seconds": 1.0}
 
 
 def make_corpus(folder: Path, documents: int = 120) -> Path:
@@ -37,7 +38,7 @@ def make_corpus(folder: Path, documents: int = 120) -> Path:
     write_json(shards / "data.json", {**description, "tokenizer_sha256": sha})
     for path, stage in ((tokenizer_folder, "train_tokenizer"), (shards, "prepare_data")):
         files = {str(p.relative_to(path)): describe_file(p) for p in path.rglob("*") if p.is_file()}
-        write_json(path / "manifest.json", {"stage": stage, "files": files, "results": {}, "seconds": 1.0})
+        write_json(path / "manifest.json", {"stage": stage, "files": files, **RECORD})
     return folder
 
 

@@ -1,0 +1,44 @@
+"""Every case, in the order in which they run."""
+
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from ingot.faults.workplace import Result, Workplace
+
+# name -> (module, what it does to Ingot, whether it is part of the short form)
+CASES = {
+    "kills_pretrain": ("kill_cases", "pretraining killed at random moments and inside saves", True),
+    "kills_sft": ("kill_cases", "the same for sft", True),
+    "kills_dpo": ("kill_cases", "the same for dpo", False),
+    "kills_ddp": ("kill_cases", "the same for two processes: all of them, or one", False),
+    "kills_zero2": ("kill_cases", "the same under ZeRO-2", False),
+    "rank_death": ("ranks", "one of two processes dies", False),
+    "sigterm": ("signals", "SIGTERM, SIGINT and SIGUSR1 at any moment", True),
+    "full_disk": ("full_disk", "the disk fills up while a run saves", True),
+    "resume_every_step": ("resume", "a run continued from each of its steps", True),
+    "elastic": ("resume", "one process, then two, then one", False),
+    "finished_run": ("resume", "a finished run started again", True),
+    "changed_recipe": ("resume", "a recipe that changed since the checkpoint", True),
+    "nan": ("nonfinite", "NaN in the weights, the gradient or the loss of one step", True),
+    "interrupted_data": ("data_stage", "prepare_data killed at random moments", True),
+}
+
+
+def selected(only: Sequence[str], short: bool) -> list[str]:
+    """The names that were asked for, or those of the form."""
+    return list(only) or [name for name, (_, _, in_short) in CASES.items() if in_short or not short]
+
+
+def run_case(name: str, work: Workplace) -> dict[str, Any]:
+    """The result of a case with its seconds; one that cannot come to its end has not passed."""
+    began = time.monotonic()
+    work.say(f"{name}: {CASES[name][1]}")
+    function: Callable[[Workplace], Result] = getattr(import_module(f"ingot.faults.{CASES[name][0]}"), name)
+    try:
+        result = function(work)
+    except (RuntimeError, TimeoutError) as error:
+        what = {"error": str(error)}
+        result = {"name": name, "asked": CASES[name][1], "measured": what, "passed": False}
+    return {**result, "seconds": round(time.monotonic() - began, 1)}
