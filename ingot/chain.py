@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ingot.cli import STAGES, load_stage, stage_of
-from ingot.recipe import InputError, Recipe, stage_inputs
+from ingot.recipe import SHORT_FORMS, InputError, Recipe, stage_inputs
 from ingot.recipe_yaml import apply_overrides, read_yaml, split_overrides
 from ingot.runs import MANIFEST, get_logger, is_complete, read_json, write_json
 
@@ -22,11 +22,12 @@ logger = get_logger(__name__)
 CHAIN = ("train_tokenizer", "prepare_data", "pretrain", "sft", "dpo", "evaluate", "export")
 TRAINING = ("pretrain", "sft", "dpo")
 HELP = """usage: ingot run FOLDER [--run.dir DIR] [--stages a,b,...] [--launch ACCELERATE_CONFIG] [--num_processes N]
-                 [--STAGE.section.key=value ...]
+                 [--resume | --restart] [--STAGE.section.key=value ...]
 
 Runs the recipes of a folder in order. With --run.dir X each stage writes X/<stage> and finds the earlier ones there.
 A stage that is complete, with an unchanged recipe and unchanged inputs, is skipped. --stages also names variants, such
-as pretrain,sft_lora. --launch starts the training stages with `accelerate launch --config_file`."""
+as pretrain,sft_lora. --launch starts the training stages with `accelerate launch --config_file`. --resume and
+--restart say what becomes of an interrupted training whose recipe has changed."""
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Request:
     launch: str | None = None
     num_processes: int | None = None
     overrides: tuple[tuple[str, str], ...] = ()  # (recipe, --section.key=value)
+    changed: str | None = None  # --resume or --restart, for the training stages
 
 
 def run_command(arguments: Sequence[str]) -> None:
@@ -90,7 +92,8 @@ def parse(arguments: Sequence[str]) -> Request:
     if arguments[0].startswith("-"):
         raise InputError("ingot run: name a folder of recipes first, such as: ingot run recipes/quickstart")
     request, overrides = Request(Path(arguments[0])), []
-    for key, value in split_overrides(arguments[1:]):
+    request.changed = next((a for a in arguments if a in SHORT_FORMS), None)
+    for key, value in split_overrides([a for a in arguments[1:] if a not in SHORT_FORMS]):
         if key == "run.dir":
             request.run_dir = Path(value)
         elif key == "stages":
@@ -123,6 +126,8 @@ def plan_chain(request: Request) -> list[Link]:
     links, errors = [], []
     for path in paths:
         given = [text for stage, text in request.overrides if stage == path.stem]
+        if request.changed is not None and stage_of(path.stem) in TRAINING:
+            given.append(SHORT_FORMS[request.changed])
         try:
             links.append(_link(path, given, moves))
         except InputError as error:

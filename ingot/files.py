@@ -50,6 +50,21 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def append_text(path: Path, text: str) -> None:
+    """Adds text at the end of a file, all of it or nothing.
+
+    Raises: OSError when it cannot be written; the file is then as it was.
+    """
+    with open(path, "ab") as file:
+        size = file.tell()
+        try:
+            file.write(text.encode())
+            file.flush()
+        except OSError:
+            os.truncate(path, size)
+            raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -112,7 +127,10 @@ def read_checksums(path: Path) -> dict[str, dict[str, Any]]:
 
     Raises: InputError that names the file when it is missing or holds anything else.
     """
-    return checked_records(read_json(path), path)
+    found = checked_records(read_json(path), path)
+    if not found:
+        raise InputError(f"{path}: names no file; it was damaged or edited")
+    return found
 
 
 def checked_records(found: Any, path: Path) -> dict[str, dict[str, Any]]:
@@ -120,7 +138,7 @@ def checked_records(found: Any, path: Path) -> dict[str, dict[str, Any]]:
 
     Raises: InputError that names the file it comes from when it is none, or names a file outside the folder.
     """
-    if isinstance(found, dict) and found and all(_is_record(name, entry) for name, entry in found.items()):
+    if isinstance(found, dict) and all(_is_record(name, entry) for name, entry in found.items()):
         return found
     raise InputError(f"{path}: not a list of files with bytes and sha256, as Ingot writes it; it was damaged or edited")
 

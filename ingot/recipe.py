@@ -14,7 +14,17 @@ from pydantic import ValidationError
 
 from ingot.recipe_errors import describe, message, nearest, one_per_key
 from ingot.recipe_yaml import InputError, apply_overrides, dump_yaml, read_yaml
-from ingot.sections import FilePath, Recipe, RunSection, Section, StageFolder, UpstreamSection, expanded, section_of
+from ingot.sections import (
+    FilePath,
+    Recipe,
+    RunSection,
+    Section,
+    StageFolder,
+    UpstreamSection,
+    expanded,
+    field_names,
+    section_of,
+)
 from ingot.upstream import ELSEWHERE, fields_of
 
 __all__ = [
@@ -23,6 +33,9 @@ __all__ = [
 ]  # fmt: skip
 
 R = TypeVar("R", bound=Recipe)
+
+# what a training stage does with an interrupted run whose recipe was another
+SHORT_FORMS = {"--resume": "--run.if_changed=resume", "--restart": "--run.if_changed=restart"}
 
 
 def build_recipe(recipe_class: type[R], tree: dict[str, Any], source: str = "recipe") -> R:
@@ -156,17 +169,24 @@ def parse_command_line(recipe_class: type[R], argv: Sequence[str]) -> R:
     """`--config FILE [--a.b=c ...]` -> a checked recipe; `--help` and `--print-config` print and exit."""
     arguments = list(argv)
     if "--help" in arguments or "-h" in arguments:
-        print(f"usage: {recipe_class.stage} --config FILE [--print-config] [--section.key=value ...]\n")
+        changed = "[--resume | --restart] " if "if_changed" in section_keys(recipe_class, "run") else ""
+        print(f"usage: {recipe_class.stage} --config FILE [--print-config] {changed}[--section.key=value ...]\n")
         print(f"{recipe_class.__doc__}\n\nkeys:\n{describe_keys(recipe_class)}")
         sys.exit(0)
     show = "--print-config" in arguments
     arguments = [a for a in arguments if a != "--print-config"]
-    config, overrides = _take_config(recipe_class.stage, arguments)
+    config, overrides = _take_config(recipe_class.stage, [SHORT_FORMS.get(a, a) for a in arguments])
     recipe = load_recipe(recipe_class, config, overrides)
     if show:
         print(dump_yaml(to_tree(recipe)), end="")
         sys.exit(0)
     return recipe
+
+
+def section_keys(recipe_class: type[Recipe], name: str) -> list[str]:
+    """The keys of one section of a recipe."""
+    section = section_of(recipe_class.model_fields[name].annotation)
+    return [] if section is None else field_names(section)
 
 
 def _take_config(stage: str, arguments: list[str]) -> tuple[Path, list[str]]:

@@ -6,14 +6,13 @@ import logging
 import os
 import platform
 import shutil
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from ingot.failures import DiskFull, LostProcess, NotFinite, RunFailed, exit_code_of, interruptible
 from ingot.files import (
     damage,
     describe_file,
@@ -31,59 +30,18 @@ from ingot.recipe_yaml import dump_yaml
 from ingot.records import differences, drop, is_of
 
 __all__ = [
-    "MANIFEST", "STARTED", "LostProcess", "RunFolder", "check_inputs", "damage", "describe_file", "differences",
-    "exit_code_of", "fingerprint_folder", "get_logger", "identity", "is_complete", "is_main_process", "model_folder",
-    "num_processes", "open_run", "progress", "read_json", "read_manifest", "sha256_file", "sha256_json", "verify",
-    "versions", "write_checksums", "write_json", "write_text",
+    "MANIFEST", "STARTED", "DiskFull", "LostProcess", "NotFinite", "RunFailed", "RunFolder", "check_inputs", "damage",
+    "describe_file", "differences", "exit_code_of", "fingerprint_folder", "get_logger", "identity", "is_complete",
+    "is_main_process", "model_folder", "num_processes", "open_run", "progress", "read_json", "read_manifest",
+    "sha256_file", "sha256_json", "verify", "versions", "write_checksums", "write_json", "write_text",
 ]  # fmt: skip
-
-T = TypeVar("T")
 
 MANIFEST = "manifest.json"  # written last: its presence says that the stage is complete
 STARTED = "started.json"  # written first: which recipe and inputs the folder belongs to
 DOUBTED = "manifest.old.json"  # what the manifest was before a file of the result was found changed
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "datatrove", "trl", "peft", "deepspeed")
-# module -> the extra of setup.cfg that brings it
-EXTRAS = {
-    "trl": "train", "peft": "train", "deepspeed": "train", "bitsandbytes": "train", "lm_eval": "eval",
-    "fastapi": "serve", "uvicorn": "serve", "gradio": "serve", "openai": "serve", "httpx": "serve", "optuna": "search",
-    "ray": "ray",
-}  # fmt: skip
-
-
-class LostProcess(Exception):
-    """Another process of the same run has ended or does not answer; the message says so in one line."""
-
 
 logger = get_logger(__name__)
-
-
-def exit_code_of(action: Callable[[], Any]) -> int:
-    """Runs an action and turns its end into an exit code: 0 done, 2 wrong input, 3 failed, 130 interrupted."""
-    try:
-        action()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").split(".")[0])
-        if extra is None:
-            traceback.print_exc()
-            return 3
-        print(f"error: {error.name} is not installed; install it with: pip install -e '.[{extra}]'", file=sys.stderr)
-        return 2
-    except LostProcess as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-    except Exception:
-        traceback.print_exc()
-        return 3
-    return 0
 
 
 def versions() -> dict[str, str]:
@@ -239,15 +197,25 @@ def open_run(recipe: Recipe) -> Iterator[RunFolder]:
 
     Raises: InputError when an input is missing or the folder holds something else.
     """
+    with interruptible():
+        yield from _opened(recipe)
+
+
+def _opened(recipe: Recipe) -> Iterator[RunFolder]:
     if num_processes() > 1:
         from accelerate import PartialState
 
         check_inputs(recipe)  # on every process, so that none waits for one that ended
+        _refuse_changed(recipe)
         with PartialState().main_process_first():
             folder = _prepare(recipe)
         _check_shared(folder.path)
     else:
         folder = _prepare(recipe)
+    if is_main_process() and not folder.complete:
+        from ingot.integrity import check_inputs_unchanged  # which imports this module
+
+        check_inputs_unchanged(recipe)
     handler = log_to(folder.path / "log.txt") if is_main_process() and not folder.complete else None
     try:
         yield folder
@@ -256,6 +224,16 @@ def open_run(recipe: Recipe) -> Iterator[RunFolder]:
         if handler is not None:
             logging.getLogger("ingot").removeHandler(handler)
             handler.close()
+
+
+def _refuse_changed(recipe: Recipe) -> None:
+    """Raises: InputError for an interrupted run of another recipe that is neither to go on nor to begin anew."""
+    path = recipe.run.dir
+    if recipe.run.on_change() != "refuse" or (path / MANIFEST).is_file() or not (path / STARTED).is_file():
+        return
+    found, wanted, newest = read_json(path / STARTED), identity(recipe), _newest_step(path)
+    if newest is not None and not is_of(found, recipe, wanted):
+        raise InputError(_changed_recipe(path, differences(found, wanted), newest))
 
 
 def _check_shared(path: Path) -> None:
@@ -310,13 +288,55 @@ def _prepare(recipe: Recipe) -> RunFolder:
                 "%s: %s: %s", recipe.stage, path, "complete and unchanged, nothing to do" if complete else "continuing"
             )
             return RunFolder(path, recipe, wanted, complete)
+        changes, newest = differences(found, wanted), _newest_step(path)
+        if newest is not None and recipe.run.on_change() == "resume":
+            return _go_on(path, recipe, wanted, changes, newest)
+        if newest is not None and recipe.run.on_change() == "refuse" and record.name == STARTED:
+            raise InputError(_changed_recipe(path, changes, newest))
         if is_main_process():
-            _set_aside(path, differences(found, wanted))
+            _set_aside(path, changes)
     if is_main_process():
         path.mkdir(parents=True, exist_ok=True)
         write_json(path / STARTED, wanted)
         write_text(path / "recipe.yaml", dump_yaml(to_tree(recipe)))
         hash_sources(recipe.source_files(), path, save=True)  # what the folder set aside knew
+    return RunFolder(path, recipe, wanted, False)
+
+
+def _newest_step(path: Path) -> int | None:
+    """The step of the newest checkpoint in a run folder."""
+    steps = [int(p.name.removeprefix("checkpoint-")) for p in path.glob("checkpoint-*") if p.name[11:].isdecimal()]
+    return max(steps, default=None)
+
+
+def _changed_recipe(path: Path, changes: list[str], newest: int) -> str:
+    """Why an interrupted run is not touched, and the ways out."""
+    return (
+        f"{path}: an interrupted run with a checkpoint of step {newest}, whose recipe was another "
+        f"({'; '.join(changes) or 'incomplete record'}). Take the change back to continue it; --resume continues from "
+        "the checkpoint with the new recipe; --restart keeps the folder as it is under another name and begins anew; "
+        "or choose another folder with --run.dir"
+    )
+
+
+def _go_on(path: Path, recipe: Recipe, wanted: dict[str, Any], changes: list[str], newest: int) -> RunFolder:
+    """Gives a run a new recipe from its checkpoint on; the old one is kept as recipe.until-step-N.yaml.
+
+    Raises: InputError when the change is one of the model, which has other weights then.
+    """
+    model = [
+        change for change in changes if change.startswith(("model.", "stage", "inputs.model.", "inputs.run.from"))
+    ]
+    if model:
+        raise InputError(f"{path}: --resume cannot continue another model ({'; '.join(model)}); use --restart")
+    if is_main_process():
+        logger.info("%s: goes on from step %d with a changed recipe (%s)", path, newest, "; ".join(changes))
+        seconds = read_json(path / STARTED).get("seconds", 0.0) if (path / STARTED).is_file() else 0.0
+        if (path / "recipe.yaml").is_file():
+            os.replace(path / "recipe.yaml", path / f"recipe.until-step-{newest}.yaml")
+        write_text(path / "recipe.yaml", dump_yaml(to_tree(recipe)))
+        write_json(path / STARTED, {**wanted, "seconds": seconds})
+        (path / MANIFEST).unlink(missing_ok=True)
     return RunFolder(path, recipe, wanted, False)
 
 

@@ -56,6 +56,10 @@ class RunSection(Section):
     how: ClassVar[tuple[str, ...]] = ("dir",)
     dir: FilePath = Field(description="folder that this stage writes")
 
+    def on_change(self) -> str:
+        """What happens to a folder of another recipe: `restart` keeps it as DIR.old-N and begins anew."""
+        return "restart"
+
 
 class Recipe(Section):
     """What a stage reads: `class XRecipe(Recipe, stage="x")`; its docstring is the stage's help text."""

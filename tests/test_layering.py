@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHARED = {
-    "files", "logs", "hashing", "records", "recipe", "recipe_yaml", "recipe_errors", "sections", "upstream", "runs",
+    "failures", "files", "logs", "hashing", "records", "recipe", "recipe_yaml", "recipe_errors", "sections", "upstream", "runs",
     "plots", "loading", "vocabulary",
 }  # fmt: skip
 STAGES = {"planning", "tokenization", "data", "training", "evaluation", "export", "serving", "search"}

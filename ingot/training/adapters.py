@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ingot.loading import load_model
+from ingot.loading import check_model, load_model
 from ingot.recipe import InputError, Section
 
 if TYPE_CHECKING:  # these take seconds to import; a wrong recipe is refused before that
@@ -102,8 +102,12 @@ def _load_in_4_bits(folder: Path, section: AdapterModel, device: torch.device) -
     import torch
     from transformers import AutoModelForCausalLM
 
+    check_model(folder)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
+        trust_remote_code=False,
+        local_files_only=True,
+        use_safetensors=True,
         dtype=getattr(torch, section.dtype),
         quantization_config=quantization_config(section),
         device_map={"": str(device)},

@@ -1,7 +1,6 @@
 """What happens beside the steps: metrics.jsonl, progress lines, samples, and a clean stop on Ctrl-C or SIGTERM."""
 
 import json
-import math
 import signal
 import sys
 import time
@@ -14,13 +13,18 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ingot.files import FULL, append_text
 from ingot.planning.hardware import mfu
 from ingot.runs import get_logger, is_main_process, num_processes, write_text
-from ingot.training.checkpoints import checkpoints_of
+from ingot.training.checkpoint_folders import checkpoints_of
 
 logger = get_logger(__name__)
 
 METRICS = "metrics.jsonl"
+# Ctrl-C, the end of a job, and what Slurm can be asked to send before that: `#SBATCH --signal=USR1@120`
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SAME_SIGNAL = 2.0  # seconds; a launcher passes on what the terminal has sent to its processes already
+ASK_EVERY, MOST_STEPS = 4.0, 200  # seconds and steps after which several processes tell each other of signals
 # what the progress line shows, in this order
 SHOWN = {
     "loss": "loss {:.4f}", "eval_loss": "held-out loss {:.4f}", "eval_bits_per_byte": "{:.4f} bits per byte",
@@ -84,6 +88,7 @@ class MetricsCallback(TrainerCallback):
         self.run_dir, self.path = run_dir, run_dir / METRICS
         self.throughput, self.to_bits, self.epochs = throughput, bits_per_nat_and_byte, epochs
         self.began, self.first_step = time.monotonic(), 0
+        self._unwritten: list[str] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -115,9 +120,20 @@ class MetricsCallback(TrainerCallback):
             record |= self.throughput.measure(state.global_step)
         if not is_main_process():
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._write(json.dumps(record) + "\n")
         self._show(record, state)
+
+    def _write(self, line: str) -> None:
+        """Appends a line; on a full disk it waits for the next one to be written with it."""
+        self._unwritten.append(line)
+        try:
+            append_text(self.path, "".join(self._unwritten))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            logger.warning("%s: %s; kept in memory until there is room", self.path, error.strerror)
+        else:
+            self._unwritten = []
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -151,19 +167,23 @@ class MetricsCallback(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """On Ctrl-C or SIGTERM finishes the step, saves a checkpoint and stops; a second signal stops at once."""
+    """On Ctrl-C, SIGTERM or SIGUSR1 finishes the step, saves a checkpoint and stops; a second signal stops at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._since = 0.0
         self._stopping = False
         self._previous: dict[int, Any] = {}
+        self._ask_at, self._asked_at, self._asked = 1, 0, time.monotonic()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Takes the signals."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
+        """Takes the signals, unless they are taken already."""
+        self._ask_at, self._asked_at, self._asked = state.global_step + 1, state.global_step, time.monotonic()
+        for number in SIGNALS:
+            handler = signal.signal(number, self._receive)
+            self._previous.setdefault(number, handler)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -171,25 +191,36 @@ class StopOnSignal(TrainerCallback):
         """Gives the signals back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._previous = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received, self._since = number, time.monotonic()
+            logger.info("%s: saving a checkpoint after this step (again: stop at once)", signal.Signals(number).name)
+        elif time.monotonic() - self._since > SAME_SIGNAL:
             raise KeyboardInterrupt
-        self.received = number
-        logger.info("%s: saving a checkpoint after this step (again: stop at once)", signal.Signals(number).name)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Asks for a save; with several processes they agree every ten steps."""
+        """Asks for a save; several processes agree on it every few seconds."""
+        stop = self.received is not None
         if num_processes() > 1:
-            if state.global_step % 10:
+            if state.global_step < self._ask_at:
                 return
-            stop = _any_process(self.received is not None, args.device)
-        else:
-            stop = self.received is not None
+            stop = self._agree(stop, state.global_step, args.device)
         if stop and state.global_step < state.max_steps:
             control.should_log = control.should_save = self._stopping = True
+
+    def _agree(self, stop: bool, step: int, device: torch.device) -> bool:
+        """Whether any process was told to stop, and when to ask again: the same answer on all of them."""
+        a_step = (time.monotonic() - self._asked) / (step - self._asked_at)
+        steps = min(MOST_STEPS, max(1, int(ASK_EVERY / max(1e-3, a_step))))
+        answer = torch.tensor([int(stop), -steps], device=device)
+        torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MAX)
+        stop_all, steps = answer.tolist()
+        self._ask_at, self._asked_at, self._asked = step - steps, step, time.monotonic()
+        return bool(stop_all)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Raises: KeyboardInterrupt once the checkpoint is there.
@@ -201,38 +232,14 @@ class StopOnSignal(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def _any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any process."""
-    tensor = torch.tensor(int(flag), device=device)
-    torch.distributed.all_reduce(tensor)
-    return bool(tensor.item())
-
-
-class StopOnNonFinite(TrainerCallback):
-    """Stops before a checkpoint is written when the loss or the gradient is not a number."""
+class LookBeforeSaving(TrainerCallback):
+    """Lets no step be saved whose numbers were not looked at, which WatchedSteps does when a step is logged."""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Lets no step be saved whose numbers were not looked at."""
+        """Asks for a log with every save."""
         control.should_log = control.should_log or control.should_save
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Raises: FloatingPointError that names the step."""
-        for key in ("loss", "grad_norm"):
-            value = (logs or {}).get(key)
-            if value is not None and not math.isfinite(float(value)):
-                raise FloatingPointError(
-                    f"{key} is {value} at step {state.global_step}: lower training.learning_rate, raise warmup_steps, "
-                    "or check the data; the last checkpoint is from before"
-                )
 
 
 class SamplesCallback(TrainerCallback):

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from pydantic import Field
 
 from ingot.data.conversations import ConversationData
-from ingot.recipe import FilePath, Recipe, RunSection, StageFolder, UpstreamSection
+from ingot.recipe import FilePath, Recipe, StageFolder, UpstreamSection
 from ingot.runs import is_main_process, open_run
 from ingot.training.adapters import AdapterModel
 from ingot.training.launch import naming_lost_process, prepare_launch
 from ingot.training.quiet import keep_quiet
+from ingot.training.safety import TrainingRun
 
 if TYPE_CHECKING:  # a wrong recipe is refused before torch and TRL are imported
     from datasets import Dataset
@@ -44,7 +45,7 @@ class DPOTraining(UpstreamSection, upstream="trl.DPOConfig"):
             yield "training.sync_ref_model: a moving reference cannot be precomputed; unset precompute_ref_log_probs"
 
 
-class DPORun(RunSection):
+class DPORun(TrainingRun):
     """Where the model comes from and where the result goes."""
 
     from_: Annotated[FilePath, StageFolder("sft", hub=True)] = Field(
@@ -107,7 +108,7 @@ def _train(recipe: DPORecipe, run_dir: Path, values: dict[str, Any]) -> dict[str
 
     before = finetune.MeasureBefore(run_dir, measure)
     tokens = sum(len(example.input_ids) for pair in pairs for example in pair)
-    finetune.train(trainer, before, tokens / len(pairs))
+    finetune.train(trainer, recipe.run, before, tokens / len(pairs))
     after = measure(trainer.model)
     assert encoder.end_of_turn is not None
     probes = [pair.chosen.input_ids for pair in held_out[:4]]

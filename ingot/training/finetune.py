@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import (
-    AutoConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -20,8 +19,9 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
+from transformers.training_args import OptimizerNames
 
-from ingot.loading import load_model, load_tokenizer
+from ingot.loading import load_config, load_model, load_tokenizer
 from ingot.planning.architecture import architecture_of_config
 from ingot.planning.flops import training_flops_per_token
 from ingot.recipe import InputError
@@ -36,10 +36,11 @@ from ingot.training.adapters import (
     merge_adapter,
     probe_logits,
 )
-from ingot.training.callbacks import MetricsCallback, StopOnNonFinite, StopOnSignal, Throughput
-from ingot.training.checkpoints import newest_checkpoint
+from ingot.training.callbacks import LookBeforeSaving, MetricsCallback, StopOnSignal, Throughput
+from ingot.training.continuing import train_to_the_end
 from ingot.training.heldout import packing_leak
 from ingot.training.launch import uses_fsdp
+from ingot.training.safety import TrainingRun
 from ingot.vocabulary import check_pair
 from modeling import IngotForCausalLM
 
@@ -64,8 +65,7 @@ def open_start(path: Path) -> Start:
 
     Raises: InputError when there is no tokenizer, or they do not.
     """
-    folder, tokenizer = model_folder(path), load_tokenizer(path)
-    config = AutoConfig.from_pretrained(folder)
+    folder, tokenizer, config = model_folder(path), load_tokenizer(path), load_config(path)
     check_pair(tokenizer, config.get_text_config().vocab_size, f"run.from: {folder}", needs=("eos", "pad"))
     return Start(folder, config, tokenizer)
 
@@ -137,21 +137,18 @@ class MeasureBefore(TrainerCallback):
         return read_json(self.path)
 
 
-def train(trainer: Any, before: MeasureBefore, tokens_per_row: float) -> None:
+def train(trainer: Any, run: TrainingRun, before: MeasureBefore, tokens_per_row: float) -> None:
     """Trains from the newest checkpoint, or from the beginning.
 
-    Raises: KeyboardInterrupt after a signal, when a checkpoint has been saved.
+    Raises: what `train_to_the_end` does.
     """
     run_dir = Path(trainer.args.output_dir)
     adapter_in_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)
     metrics = MetricsCallback(run_dir, _throughput(trainer, tokens_per_row))
-    for callback in (before, metrics, StopOnNonFinite(), StopOnSignal()):
+    for callback in (before, metrics, LookBeforeSaving(), StopOnSignal()):
         trainer.add_callback(callback)
-    checkpoint = newest_checkpoint(run_dir)
-    if checkpoint is not None:
-        logger.info("continuing from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    train_to_the_end(trainer, run, OptimizerNames(trainer.args.optim).value)
 
 
 def _throughput(trainer: Any, tokens_per_row: float) -> Throughput:
@@ -224,6 +221,6 @@ def generation_config(start: Start, end_of_turn: int) -> GenerationConfig:
 def _check_saved(
     model: PreTrainedModel, folder: Path, section: AdapterModel, probes: Sequence[Sequence[int]]
 ) -> float:
-    saved: Any = load_model(folder)
+    saved: Any = load_model(folder, unfinished=True)
     saved.to(model.device)
     return check_equal(probe_logits(model, probes), probe_logits(saved, probes), section.dtype, str(folder))

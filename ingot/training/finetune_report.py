@@ -54,7 +54,7 @@ def _table(results: Mapping[str, Any]) -> list[str]:
 
 def _answers(run_dir: Path, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
     """For each conversation the first question, the answer that the data gives, and the saved model's own."""
-    model, tokenizer = load_model(run_dir), load_tokenizer(run_dir)
+    model, tokenizer = load_model(run_dir, unfinished=True), load_tokenizer(run_dir, unfinished=True)
     parts = ["## Held-out questions, answered by the saved model (greedy)"]
     for messages in conversations:
         first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")

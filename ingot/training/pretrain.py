@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ingot.planning.section import PlanSection
-from ingot.recipe import FilePath, Recipe, RunSection, Section, StageFolder, UpstreamSection
+from ingot.recipe import FilePath, Recipe, Section, StageFolder, UpstreamSection
 from ingot.runs import open_run
+from ingot.training.safety import TrainingRun
 
 
 class PretrainModel(UpstreamSection, upstream="modeling.IngotConfig"):
@@ -122,7 +123,7 @@ class PretrainTraining(UpstreamSection, upstream="transformers.TrainingArguments
     """How it is trained: any field of transformers.TrainingArguments."""
 
 
-class PretrainRun(RunSection):
+class PretrainRun(TrainingRun):
     """The run folder, and what TrainingArguments has no key for."""
 
     optimizer: Literal["muon", "lion"] | None = Field(

@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
+from transformers.training_args import OptimizerNames
 
 from ingot.data.assembly import collate
 from ingot.loading import load_tokenizer
@@ -23,14 +24,14 @@ from ingot.runs import RunFolder, get_logger, is_main_process, num_processes, wr
 from ingot.tokenization.build import copy_tokenizer
 from ingot.training.callbacks import (
     METRICS,
+    LookBeforeSaving,
     MetricsCallback,
     SamplesCallback,
-    StopOnNonFinite,
     StopOnSignal,
     Throughput,
     read_metrics,
 )
-from ingot.training.checkpoints import newest_checkpoint
+from ingot.training.continuing import train_to_the_end
 from ingot.training.launch import uses_fsdp
 from ingot.training.lion import Lion
 from ingot.training.optim import MuonFactory
@@ -76,10 +77,7 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
     )
     trainer.remove_callback(PrinterCallback)
     describe(model, data, arguments)
-    checkpoint = newest_checkpoint(folder)
-    if checkpoint is not None:
-        logger.info("continuing from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    train_to_the_end(trainer, recipe.run, recipe.run.optimizer or OptimizerNames(arguments.optim).value)
     return conclude(trainer, run, tokenizer, data, predicted)
 
 
@@ -235,7 +233,7 @@ def callbacks(
     to_bits = 1 / (math.log(2) * data.heldout.bytes_per_target)
     return [
         MetricsCallback(folder, throughput, to_bits, data.epochs),
-        StopOnNonFinite(),
+        LookBeforeSaving(),
         SamplesCallback(folder, tokenizer, recipe.run.sample_prompts, recipe.run.sample_tokens),
         StopOnSignal(),
     ]

@@ -9,12 +9,12 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from ingot.data.assembly import IGNORED, collate
 from ingot.data.packing import EvaluationBlocks
 from ingot.runs import num_processes
-from ingot.training.checkpoints import SafeCheckpoints
 from ingot.training.pretrain_data import HeldOut
+from ingot.training.safe_training import SafeTraining
 from modeling import IngotForCausalLM
 
 
-class PretrainTrainer(SafeCheckpoints, Trainer):
+class PretrainTrainer(SafeTraining, Trainer):
     """Trainer whose `eval_dataset` is HeldOut."""
 
     eval_dataset: HeldOut  # type: ignore[assignment]

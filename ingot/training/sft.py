@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from ingot.data.conversations import ConversationData
-from ingot.recipe import FilePath, Recipe, RunSection, StageFolder, UpstreamSection
+from ingot.recipe import FilePath, Recipe, StageFolder, UpstreamSection
 from ingot.runs import is_main_process, open_run
 from ingot.training.adapters import AdapterModel
 from ingot.training.launch import naming_lost_process, prepare_launch
 from ingot.training.quiet import keep_quiet
+from ingot.training.safety import TrainingRun
 
 if TYPE_CHECKING:  # a wrong recipe is refused before torch and TRL are imported
     from ingot.training.encoding import Counts, Example
@@ -45,7 +46,7 @@ class SFTTraining(UpstreamSection, upstream="trl.SFTConfig"):
             yield "training.truncation_mode: only 'keep_start'; shorten the prompts instead"
 
 
-class SFTRun(RunSection):
+class SFTRun(TrainingRun):
     """Where the model comes from and where the result goes."""
 
     from_: Annotated[FilePath, StageFolder("pretrain", hub=True)] = Field(
@@ -106,7 +107,7 @@ def _train(recipe: SFTRecipe, run_dir: Path, values: dict[str, Any]) -> dict[str
 
     before = finetune.MeasureBefore(run_dir, measure)
     mean_length = sum(len(row["input_ids"]) for row in trainer.train_dataset) / len(trainer.train_dataset)
-    finetune.train(trainer, before, mean_length)
+    finetune.train(trainer, recipe.run, before, mean_length)
     after = measure(trainer.model)
     proof = finetune.save_result(trainer, start, recipe.model, end_of_turn, [e.input_ids for e in held_out[:4]])
     results = {

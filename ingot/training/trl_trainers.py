@@ -9,10 +9,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer
 from trl import DPOTrainer, SFTTrainer
 
-from ingot.training.checkpoints import SafeCheckpoints
 from ingot.training.encoding import IGNORED, Example
 from ingot.training.heldout import answer_log_probs, mean_loss
 from ingot.training.plain_head import use_plain_head
+from ingot.training.safe_training import SafeTraining
 from modeling import IngotForCausalLM
 
 
@@ -51,7 +51,7 @@ class PackedRows:
         }
 
 
-class SafeSFTTrainer(_KeepToOurselves, SafeCheckpoints, SFTTrainer):
+class SafeSFTTrainer(_KeepToOurselves, SafeTraining, SFTTrainer):
     """TRL's SFTTrainer with whole-or-absent checkpoints, faster on packed rows, and with the exact held-out loss."""
 
     model: Any
@@ -84,7 +84,7 @@ class SafeSFTTrainer(_KeepToOurselves, SafeCheckpoints, SFTTrainer):
         return metrics
 
 
-class SafeDPOTrainer(_KeepToOurselves, SafeCheckpoints, DPOTrainer):
+class SafeDPOTrainer(_KeepToOurselves, SafeTraining, DPOTrainer):
     """TRL's DPOTrainer with whole-or-absent checkpoints, for rows that are token ids already."""
 
     model: Any

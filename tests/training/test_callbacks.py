@@ -16,9 +16,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from ingot.loading import load_tokenizer
 from ingot.training import callbacks
 from ingot.training.callbacks import (
+    LookBeforeSaving,
     MetricsCallback,
     SamplesCallback,
-    StopOnNonFinite,
     StopOnSignal,
     Throughput,
     read_metrics,
@@ -162,27 +162,15 @@ def test_on_a_terminal_the_line_is_overwritten(
     assert shown.count("\r\033[Kstep") == 2 and shown.endswith("\n") and shown.count("\n") == 1
 
 
-@pytest.mark.parametrize("logs", [{"loss": float("nan")}, {"loss": 1.0, "grad_norm": float("inf")}])
-def test_a_number_that_is_not_finite_stops_the_run(logs: dict[str, float]) -> None:
-    with pytest.raises(FloatingPointError, match=r"is (nan|inf) at step 7: lower training\.learning_rate"):
-        StopOnNonFinite().on_log(ARGS, state_at(7), control(), logs=logs)
-
-
-def test_finite_numbers_pass() -> None:
-    StopOnNonFinite().on_log(ARGS, state_at(7), control(), logs={"loss": 1.0, "grad_norm": 0.0})
-    StopOnNonFinite().on_log(ARGS, state_at(7), control(), logs={"eval_loss": 1.0})
-    StopOnNonFinite().on_log(ARGS, state_at(7), control())
-
-
 def test_every_saved_step_is_looked_at() -> None:
     for save in (True, False):
         wanted = control()
         wanted.should_save = save
-        StopOnNonFinite().on_step_end(ARGS, state_at(7), wanted)
+        LookBeforeSaving().on_step_end(ARGS, state_at(7), wanted)
         assert wanted.should_log is save
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     callback, wanted = StopOnSignal(), control()
@@ -198,12 +186,15 @@ def test_a_signal_saves_and_stops(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_a_second_signal_stops_at_once() -> None:
+def test_a_second_signal_stops_at_once(clock: Clock) -> None:
     callback = StopOnSignal()
     callback.on_train_begin(ARGS, state_at(0), control())
     os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)  # the launcher passes the first on
+    clock.now += 3
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+    callback.on_train_end(ARGS, state_at(0), control())
 
 
 def test_a_signal_in_the_last_step_lets_the_run_finish() -> None:
@@ -217,23 +208,29 @@ def test_a_signal_in_the_last_step_lets_the_run_finish() -> None:
     assert not wanted.should_save and signal.getsignal(signal.SIGINT) is before
 
 
-def test_several_processes_agree_every_ten_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_several_processes_agree_every_few_seconds(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    asked: list[tuple[int, list[int]]] = []
+    told_to_stop_at = 17
 
-    def all_reduce(tensor: torch.Tensor) -> None:
-        asked.append(int(tensor))
-        tensor += 1  # another process was told to stop
+    def all_reduce(tensor: torch.Tensor, operation: Any) -> None:
+        asked.append((step, tensor.tolist()))
+        tensor[0] = int(step >= told_to_stop_at)  # another process
+        tensor[1] = max(int(tensor[1]), -8)  # which is slower
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     args: Any = SimpleNamespace(device=torch.device("cpu"))
     callback, wanted = StopOnSignal(), control()
     callback.on_train_begin(args, state_at(0), wanted)
-    for step in range(1, 10):
+    for step in range(1, 26):
+        clock.now += 0.25
         callback.on_step_end(args, state_at(step), wanted)
-    assert not asked and not wanted.should_save
-    callback.on_step_end(args, state_at(10), wanted)
-    assert asked == [0] and wanted.should_save
+        assert wanted.should_save is (step >= 17)
+        if wanted.should_save:
+            break
+    # a step takes a quarter of a second, and four seconds are sixteen of them; the other process asks for eight
+    assert asked == [(1, [0, -16]), (9, [0, -16]), (17, [0, -16])]
+    callback.on_train_end(args, state_at(0), control())
 
 
 @pytest.fixture

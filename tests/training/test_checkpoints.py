@@ -8,10 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainerState
 
-from ingot.runs import damage
-from ingot.training.checkpoints import SafeCheckpoints, checkpoints_of, newest_checkpoint
+from ingot.runs import DiskFull, damage
+from ingot.training.checkpoint_folders import checkpoints_of, newest_checkpoint
+from ingot.training.checkpoints import SafeCheckpoints
 
 
 class Upstream:
@@ -22,19 +24,22 @@ class Upstream:
     def __init__(self, run_dir: Path, save_total_limit: int | None = None) -> None:
         self.args = SimpleNamespace(output_dir=str(run_dir), save_total_limit=save_total_limit)
         self.state = TrainerState()
-        self.saves = 0
+        self.state.log_history = []
+        self.model = torch.nn.Linear(2, 2)
+        self.rows_per_step = 4
+        self.written = 0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
         (folder / "inner").mkdir(parents=True)
-        (folder / "weights.bin").write_bytes(bytes(100))
+        (folder / "weights.safetensors").write_bytes(bytes(100))
         assert folder.parent.name == ".staging"  # nothing half-written under the real name
         if self.full_disk:
             raise OSError(28, "No space left on device")
         (folder / "inner/state.json").write_text("{}")
         self.state.best_model_checkpoint = str(folder)  # upstream's idea of where it is
         self.state.save_to_json(str(folder / "trainer_state.json"))
-        self.saves += 1
+        self.written += 1
 
 
 class Trainer(SafeCheckpoints, Upstream):
@@ -78,7 +83,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path) -> None:
     trainer = Trainer(tmp_path, save_total_limit=1)
     trainer.save(5)
     trainer.full_disk = True
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFull, match=r": the checkpoint cannot be written \(No space left on device\): .* needed, "):
         trainer.save(10)
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
     assert not (tmp_path / "checkpoint-10").exists() and trainer._get_output_dir(None) == str(tmp_path)
@@ -91,10 +96,10 @@ def test_saving_a_step_twice_is_harmless(tmp_path: Path) -> None:
     trainer = Trainer(tmp_path)
     checkpoint = trainer.save(5)
     trainer.save(5)
-    assert trainer.saves == 1
-    flip(checkpoint / "weights.bin")
+    assert trainer.written == 1
+    flip(checkpoint / "weights.safetensors")
     trainer.save(5)
-    assert trainer.saves == 2 and damage(checkpoint) is None
+    assert trainer.written == 2 and damage(checkpoint) is None
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,7 @@ def test_the_newest_and_the_best_are_kept(
 def test_a_damaged_later_checkpoint_costs_no_whole_one(tmp_path: Path) -> None:
     for step in (4, 8):
         Trainer(tmp_path).save(step)
-    flip(tmp_path / "checkpoint-8/weights.bin")
+    flip(tmp_path / "checkpoint-8/weights.safetensors")
     trainer = Trainer(tmp_path, save_total_limit=1)
     for step in (6, 8):  # continued from step 4
         saved = trainer.save(step)
@@ -148,13 +153,13 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
 
 
 def damage_by_flipping(checkpoint: Path) -> str:
-    flip(checkpoint / "weights.bin")
-    return "weights.bin is not as it was written"
+    flip(checkpoint / "weights.safetensors")
+    return "weights.safetensors is not as it was written"
 
 
 def damage_by_truncating(checkpoint: Path) -> str:
-    (checkpoint / "weights.bin").write_bytes(bytes(99))
-    return "weights.bin is not as it was written"
+    (checkpoint / "weights.safetensors").write_bytes(bytes(99))
+    return "weights.safetensors is not as it was written"
 
 
 def damage_by_removing(checkpoint: Path) -> str:

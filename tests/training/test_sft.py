@@ -228,7 +228,7 @@ def test_interrupted_and_continued_equals_uninterrupted(
     whole = sft.run(sft_recipe(tmp_path / "whole", start, rows))
     recipe = sft_recipe(tmp_path / "parts", start, rows)
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "StopOnNonFinite", Interrupt)
+        patch.setattr(finetune, "LookBeforeSaving", Interrupt)
         with pytest.raises(KeyboardInterrupt):
             sft.run(recipe)
     assert (tmp_path / "parts/checkpoint-7").is_dir()

@@ -1,0 +1,91 @@
+"""How a command ends: failures that one line tells, signals, and exit codes."""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from ingot.files import FULL
+from ingot.recipe_yaml import InputError
+
+# module -> the extra of setup.cfg that brings it
+EXTRAS = {
+    "trl": "train", "peft": "train", "deepspeed": "train", "bitsandbytes": "train", "lm_eval": "eval",
+    "fastapi": "serve", "uvicorn": "serve", "gradio": "serve", "openai": "serve", "httpx": "serve", "optuna": "search",
+    "ray": "ray",
+}  # fmt: skip
+
+
+class RunFailed(Exception):
+    """A run cannot go on, for a reason that one line tells; what was saved is kept."""
+
+
+class LostProcess(RunFailed):
+    """Another process of the same run has ended or does not answer."""
+
+
+class DiskFull(RunFailed):
+    """There is no room for what must be written; the message names the path, the bytes needed and those free."""
+
+
+class NotFinite(RunFailed, FloatingPointError):
+    """A loss, a gradient or a weight is NaN or infinite; the message names the step and the rows."""
+
+
+def exit_code_of(action: Callable[[], Any]) -> int:
+    """Runs an action and turns its end into an exit code: 0 done, 2 wrong input, 3 failed, 130 interrupted."""
+    try:
+        action()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            traceback.print_exc()
+            return 3
+        print(f"error: {error.name} is not installed; install it with: pip install -e '.[{extra}]'", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in FULL:
+            traceback.print_exc()
+        else:
+            place = f"{error.filename}: " if error.filename else ""
+            print(f"error: {place}{error.strerror}; free some space and run the same command again", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 3
+    return 0
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ends on SIGTERM and SIGUSR1 as on Ctrl-C, with a line; training takes the signals over while it trains."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [n for n in (signal.SIGTERM, signal.SIGUSR1) if signal.getsignal(n) is signal.SIG_DFL]
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
