@@ -13,9 +13,10 @@ from typing import Any
 
 from ingot.faults.compare import corrupt, last_step, metrics_equal, newest_good, weights_hash
 from ingot.faults.workplace import Result, Subject, Workplace
-from ingot.training.checkpoints import STAGING
+from ingot.training.checkpoint_folders import STAGING
 
 SIZE = 48 << 20  # bytes of the disk
+PAGE = 4096  # bytes
 NUMBER = re.compile(r"\d[\d,.]* ?(bytes|kB|KB|KiB|MB|MiB|GB|GiB)")
 
 
@@ -31,8 +32,11 @@ def full_disk(work: Workplace) -> Result:
             wrong += one(work, subject, reference, disk / f"run-{number}", drawn, counts)
             work.say(f"full_disk: {number + 1} of {times}, {counts['equal']} ended equal")
         predicted = hopeless(work, subject, disk)
-    measured = {**counts, "predicted_before_the_start": not predicted, "wrong": [*wrong, *predicted][:5]}
-    passed = not wrong and not predicted and set(counts.values()) == {times}
+        patience = [] if work.short else waited(work, subject, reference, disk / "waits")
+    wrong += predicted + patience
+    measured: dict[str, Any] = {**counts, "predicted_before_the_start": not predicted, "wrong": wrong[:5]}
+    measured |= {} if work.short else {"waited_for_room_and_went_on": not patience}
+    passed = not wrong and set(counts.values()) == {times}
     return _result(times, measured, passed)
 
 
@@ -57,40 +61,45 @@ def small_disk(path: Path) -> Iterator[Path | None]:
         subprocess.run(["umount", "-l", str(path)], check=False, capture_output=True)
 
 
-def free(disk: Path) -> int:
-    """Bytes that can be written."""
-    return shutil.disk_usage(disk).free
+class Filler:
+    """Another user of the disk, who takes what becomes free up to so many bytes."""
 
+    def __init__(self, disk: Path, leave: int) -> None:
+        self.disk, self.leave, self.path = disk, leave, disk / "filler"
 
-def fill(disk: Path, leave: int) -> Path:
-    """Fills the disk with a file up to so many free bytes; returns it."""
-    path = disk / "filler"
-    with contextlib.suppress(OSError), open(path, "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, free(disk) - leave))
-    return path
+    def fill(self) -> bool:
+        """Takes what is free now; False when there was nothing to take."""
+        free = shutil.disk_usage(self.disk).free
+        if free <= self.leave + PAGE:
+            return False
+        with contextlib.suppress(OSError), open(self.path, "ab") as file:
+            os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free - self.leave)
+        return True
+
+    def go(self) -> None:
+        """Gives everything back."""
+        self.path.unlink(missing_ok=True)
 
 
 def one(
     work: Workplace, subject: Subject, reference: Path, folder: Path, drawn: random.Random, counts: dict[str, int]
 ) -> list[str]:
-    """One run that meets a full disk. Returns what is wrong."""
-    disk, staging = folder.parent, folder / STAGING
-    run = work.begin(subject, folder)
+    """One run that meets a full disk, between two saves or inside one. Returns what is wrong."""
+    run = work.begin(subject, folder, "--run.wait_for_disk=0")
     run.wait_until(lambda: newest_good(folder) is not None)
     size = sum(p.stat().st_size for p in reference.glob("checkpoint-*/**/*") if p.is_file()) // 2
-    in_save = drawn.random() < 0.5  # else between two saves, when it can be predicted
-    run.wait_until(lambda: staging.exists() == in_save)
-    filler = fill(disk, int(drawn.uniform(0, 0.8) * size))
-    code = run.wait()
-    text, wrong = run.text, corrupt(folder)
+    in_save = drawn.random() < 0.5
+    run.wait_until(lambda: (folder / STAGING).exists() == in_save)
+    filler = Filler(folder.parent, int(drawn.uniform(0, 0.8) * size))
+    run.wait_until(lambda: filler.fill() and False)
+    code, text, wrong = run.wait(), run.text, corrupt(folder)
     counts["met"] += code in (2, 3)
-    error = next((line for line in reversed(text.splitlines()) if line.startswith("error: ")), "")
-    named = str(folder) in error and len(NUMBER.findall(error)) >= 2 and "Traceback" not in text
+    named = says_so(text, folder)
     counts["named"] += named
     if not named:
         wrong.append(f"{folder.name}: code {code} at step {last_step(folder)}: {text[-600:]}")
     counts["kept"] += newest_good(folder) is not None
-    filler.unlink(missing_ok=True)
+    filler.go()
     again = work.begin(subject, folder)
     if again.wait() != 0:
         wrong.append(f"{folder.name}: after freeing: {again.text[-300:]}")
@@ -99,13 +108,32 @@ def one(
     return wrong
 
 
+def says_so(text: str, folder: Path) -> bool:
+    """Whether the last line names the folder, the bytes needed and those free, and nothing else is said."""
+    error = next((line for line in reversed(text.splitlines()) if line.startswith("error: ")), "")
+    return str(folder) in error and len(NUMBER.findall(error)) >= 2 and "Traceback" not in text
+
+
+def waited(work: Workplace, subject: Subject, reference: Path, folder: Path) -> list[str]:
+    """A run that may wait for room goes on by itself when there is some."""
+    run = work.begin(subject, folder, "--run.wait_for_disk=120")
+    run.wait_until(lambda: newest_good(folder) is not None)
+    filler = Filler(folder.parent, 50_000)
+    run.wait_until(lambda: filler.fill() and False or "waiting" in run.text)
+    filler.go()
+    code = run.wait()
+    same = weights_hash(folder) == weights_hash(reference) and metrics_equal(folder, reference)
+    shutil.rmtree(folder)
+    return [] if code == 0 and same else [f"waiting for room: code {code}: {run.text[-400:]}"]
+
+
 def hopeless(work: Workplace, subject: Subject, disk: Path) -> list[str]:
     """A disk on which the run's checkpoints cannot fit: told before the first step."""
-    filler = fill(disk, 100_000)
+    filler = Filler(disk, 100_000)
+    filler.fill()
     run = work.begin(subject, disk / "hopeless")
     code, text = run.wait(), run.text
-    filler.unlink()
-    error = next((line for line in text.splitlines() if line.startswith("error: ")), "")
-    if code == 2 and "step 1/" not in text and len(NUMBER.findall(error)) >= 2 and str(disk) in error:
+    filler.go()
+    if code == 2 and "step 1/" not in text and says_so(text, disk / "hopeless"):
         return []
     return [f"hopeless from the beginning: code {code}: {text[-400:]}"]

@@ -9,7 +9,7 @@ from typing import Any
 from ingot.faults.compare import corrupt, last_step, metrics_equal, newest_good, step_of, weights_hash
 from ingot.faults.processes import Run
 from ingot.faults.workplace import Reference, Result, Subject, Workplace
-from ingot.training.checkpoints import STAGING
+from ingot.training.checkpoint_folders import STAGING
 
 PER_RUN = 6  # kills that one run has to survive
 UNFINISHED = ("continuing from ", "complete and unchanged", "step 1/")

@@ -37,7 +37,7 @@ def stops(work: Workplace, subject: Subject, folder: Path, what: str, step: int)
     problems = [] if code == 3 else [f"exit code {code}"]
     if f"step {step}" not in text.split("error: ")[-1]:
         problems.append(f"the step is not named: {text[-300:]}")
-    if not any(word in text.split("error: ")[-1] for word in ("rows ", "blocks ", "batch")):
+    if not any(word in text.split("error: ")[-1] for word in ("rows: ", "blocks ", "batch")):
         problems.append(f"the batch is not named: {text[-300:]}")
     if "Traceback" in text:
         problems.append("a traceback")
@@ -79,7 +79,7 @@ def skipped(work: Workplace) -> dict[str, Any]:
 
 def rewound(work: Workplace) -> dict[str, Any]:
     """A loss that jumps: back to the last good checkpoint, and on to the end."""
-    subject = work.pretrain("spike", training__max_steps=40, run__loss_spike={"factor": 1.5})
+    subject = work.pretrain("spike", training__max_steps=40, run__loss_spike={"window": 8, "patience": 2})
     folder = work.folder / "spike"
     run = work.processes.warm(work.words(subject, folder), hooks={"poison": {"step": 30, "what": "spike"}})
     code = run.wait()

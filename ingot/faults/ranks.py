@@ -12,7 +12,7 @@ import psutil
 from ingot.faults.compare import corrupt, last_step, metrics_equal, weights_hash
 from ingot.faults.processes import Run, launch
 from ingot.faults.workplace import Result, Subject, Workplace
-from ingot.training.checkpoints import STAGING
+from ingot.training.checkpoint_folders import STAGING
 
 SECONDS = 60  # within which the other process has to end
 

@@ -17,7 +17,7 @@ from ingot.faults.compare import (
 )
 from ingot.faults.processes import Run
 from ingot.faults.workplace import Result, Subject, Workplace
-from ingot.training.checkpoints import STAGING
+from ingot.training.checkpoint_folders import STAGING
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 MOMENTS = ("start", "step", "evaluation", "save")
@@ -51,7 +51,9 @@ def sigterm(work: Workplace) -> Result:
     drawn, heard = work.random("sigterm"), Heard()
     subjects = [work.pretrain("signals", training__max_steps=40)]
     if not work.short:
-        several = work.pretrain("signals_ddp", num_processes=2, run__global_batch_size=8, training__max_steps=40)
+        # several processes agree every few seconds, so this one runs longer than that
+        longer = {"training__max_steps": 800, "training__eval_steps": 200, "training__save_steps": 200}
+        several = work.pretrain("signals_ddp", num_processes=2, run__global_batch_size=8, **longer)
         subjects += [several, work.sft("signals_sft"), work.dpo("signals_dpo"), subjects[0]]
     for number in range(2 if work.short else 20):
         subject = subjects[number // 4 % len(subjects)]

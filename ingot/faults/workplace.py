@@ -15,7 +15,7 @@ from ingot.faults.inside import Hooks
 from ingot.faults.processes import Processes, Run, launch
 from ingot.recipe_yaml import dump_yaml
 from ingot.runs import write_json, write_text
-from ingot.training.checkpoints import STAGING
+from ingot.training.checkpoint_folders import STAGING
 
 
 class Result(TypedDict):
