@@ -1,8 +1,8 @@
-"""What the README tells a newcomer to type exists and is accepted, and the tree it shows is the tree."""
+"""What the README and the troubleshooting page tell to type is accepted; the tree that is shown is the tree."""
 
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,18 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TROUBLES = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
 
 
-def commands() -> Iterator[list[str]]:
-    """The words of every command in the README's bash blocks."""
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
+def commands(page: str) -> Iterator[list[str]]:
+    """The words of every command in a page's bash blocks."""
+    for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL):
         for line in block.strip().split("\n"):
             words = shlex.split(line, comments=True)
             if words:
                 yield words
 
 
-COMMANDS = list(commands())
+COMMANDS = list({" ".join(words): words for page in (README, TROUBLES) for words in commands(page)}.values())
 
 
 @pytest.mark.parametrize("words", [w for w in COMMANDS if w[0] == "make"], ids=" ".join)
@@ -50,7 +51,7 @@ def test_the_plans_shown_are_the_plans_made(
     from ingot.cli import command
 
     monkeypatch.chdir(ROOT)
-    shown = [words for words in PLANS if words[2] == "model"]
+    shown = [words for words in commands(README) if words[:3] == ["ingot", "plan", "model"]]
     assert len(shown) == 3
     for words in shown:
         command(words[1:])
@@ -58,17 +59,27 @@ def test_the_plans_shown_are_the_plans_made(
         assert page[page.index("Memory of") :] in README, words
 
 
-@pytest.mark.parametrize("words", [w for w in COMMANDS if "--config" in w and w[1] != "plan"], ids=" ".join)
-def test_a_stage_takes_its_command(words: list[str]) -> None:
-    if words[0] == "accelerate":
-        assert (ROOT / words[words.index("--config_file") + 1]).is_file()
-        script = next(w for w in words if w.startswith("scripts/"))
-        words = [sys.executable, *words[words.index(script) :]]
-    else:
-        assert words[0] == "ingot"
-        words = [sys.executable, "-m", "ingot.cli", *words[1:]]
-    done = subprocess.run([*words, "--print-config"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and "run:" in done.stdout, done.stderr
+def is_stage(words: list[str]) -> bool:
+    return "--config" in words and words[1] not in ("plan", "doctor")
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if is_stage(w)], ids=" ".join)
+def test_a_stage_takes_its_command(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ingot.cli import command
+
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        if words[0] == "accelerate":
+            assert (ROOT / words[words.index("--config_file") + 1]).is_file()
+            script = next(w for w in words if w.startswith("scripts/"))
+            monkeypatch.setattr(sys, "argv", [*words[words.index(script) :], "--print-config"])
+            runpy.run_path(script, run_name="__main__")
+        else:
+            assert words[0] == "ingot"
+            command([*words[1:], "--print-config"])
+    assert ended.value.code == 0 and "run:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [w for w in COMMANDS if w[:2] == ["ingot", "run"]], ids=" ".join)
@@ -77,6 +88,37 @@ def test_a_chain_can_be_planned(words: list[str], monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.chdir(ROOT)
     assert len(plan_chain(parse(words[2:]))) == 7
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if w[:2] == ["ingot", "doctor"]], ids=" ".join)
+def test_the_doctor_takes_its_command(words: list[str]) -> None:
+    from ingot.cli import load_stage
+    from ingot.doctor.command import parse
+
+    request = parse(words[2:])
+    assert request.config is None or load_stage(ROOT / request.config, request.overrides)
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if w[:2] == ["ingot", "benchmark"]], ids=" ".join)
+def test_a_benchmark_takes_its_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from ingot.cli import command
+
+    assert words[-1] == "--help"
+    with pytest.raises(SystemExit) as ended:
+        command(words[1:])
+    assert ended.value.code == 0 and "usage: ingot benchmark" in capsys.readouterr().out
+
+
+FOLDERS = ("inspect", "verify", "serve", "chat")
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if w[1] in FOLDERS and "--config" not in w], ids=" ".join)
+def test_a_command_on_a_folder_names_what_is_not_there(words: list[str]) -> None:
+    from ingot.cli import command
+    from ingot.recipe import InputError
+
+    with pytest.raises(InputError, match="no-runs/"):
+        command([re.sub(r"^runs/", "no-runs/", word) for word in words[1:]])
 
 
 def test_every_command_is_of_a_known_kind() -> None:
