@@ -5,12 +5,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ingot.failures import FULL, DiskFull
 from ingot.recipe_yaml import InputError
 
 CHECKSUMS = "checksums.json"
@@ -23,31 +25,49 @@ OPENED = re.compile(
 LARGE = 16 << 20  # bytes; a larger file that stays as it is is read once in a process
 SETTLED = 2.0  # seconds; a file written this recently may change again without a new time
 _known: dict[str, tuple[tuple[int, ...], str]] = {}  # path -> (stamp, sha256) of large files
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def naming_full_disk(path: Path) -> Iterator[None]:
-    """Turns a full disk, or a limit that was reached, into an InputError that names the path."""
+    """Turns a full disk, or a limit that was reached, into DiskFull, which names the path and the bytes that are free.
+
+    Raises: DiskFull.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in FULL:
+    except Exception as error:
+        if not says_full(error):
             raise
-        raise InputError(
-            f"{path}: cannot be written: {os.strerror(error.errno)}; free some space and run the same command again, "
-            "what is finished is kept"
+        place = next(folder for folder in (path, *path.parents) if folder.exists())
+        free = shutil.disk_usage(place).free
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else os.strerror(errno.ENOSPC)
+        raise DiskFull(
+            f"{path}: cannot be written: {reason} ({free:,} bytes are free); free some space and run the same command "
+            "again, what is finished is kept"
         ) from None
+
+
+def says_full(error: BaseException) -> bool:
+    """Whether an error comes of a full disk or a limit on files: the system's, safetensors' or torch's."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    # torch.save: "PytorchStreamWriter failed writing file ...", "... inline_container.cc:...] unexpected pos"
+    signs = ("os error 28", "os error 122", "No space left", "failed writing file", "unexpected pos")
+    return any(sign in str(error) for sign in signs)
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file so that a reader sees the old content or the new, never a part."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def append_text(path: Path, text: str) -> None:
@@ -106,7 +126,7 @@ def sha256_json(value: Any) -> str:
 
 
 def write_checksums(folder: Path, leave_out: Collection[str] = ()) -> None:
-    """Records size and sha256 of the files of a folder in it, but for those to `leave_out`; makes all of it durable."""
+    """Records size and sha256 of a folder's files in it, but for those to `leave_out`; makes all of it durable."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
     names = {str(p.relative_to(folder)): p for p in files}
     write_json(folder / CHECKSUMS, {name: describe_file(p) for name, p in names.items() if name not in leave_out})
@@ -140,7 +160,7 @@ def checked_records(found: Any, path: Path) -> dict[str, dict[str, Any]]:
     """
     if isinstance(found, dict) and all(_is_record(name, entry) for name, entry in found.items()):
         return found
-    raise InputError(f"{path}: not a list of files with bytes and sha256, as Ingot writes it; it was damaged or edited")
+    raise InputError(f"{path}: not a list of files with bytes and sha256; it was damaged or edited")
 
 
 def _is_record(name: str, entry: Any) -> bool:

@@ -39,7 +39,7 @@ def hash_sources(paths: Iterable[Path], folder: Path, save: bool) -> dict[str, s
             pending.append(name)
     memory = {name: known[name] for name in found}
     saved = time.monotonic()
-    for name, stamp, digest in _hash_all(pending):
+    for name, stamp, digest in hash_files(pending):
         found[name] = digest
         if stamp is not None:
             memory[name] = [*stamp, digest]
@@ -82,8 +82,8 @@ def _stamp(name: str) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def _hash_all(names: list[str]) -> Iterator[tuple[str, Stamp | None, str]]:
-    """Name, stamp (None when it may not be trusted) and sha256 of every file, as they are done."""
+def hash_files(names: list[str]) -> Iterator[tuple[str, Stamp | None, str]]:
+    """Name, stamp (None when it may not be trusted) and sha256 of every file, in parallel and as they are done."""
     from ingot.runs import progress
 
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
@@ -120,7 +120,7 @@ def changed_file(folder: Path, files: Mapping[str, Mapping[str, Any]], since: fl
             return f"{path} has {path.stat().st_size:,} bytes and not {record['bytes']:,}"
     large = sum(record["bytes"] for record in files.values()) > TRUSTED
     skip = {n for n in files if large and since is not None and (folder / n).stat().st_mtime <= since}
-    for name, _, digest in _hash_all([str(folder / n) for n in files if n not in skip]):
+    for name, _, digest in hash_files([str(folder / n) for n in files if n not in skip]):
         if digest != files[str(Path(name).relative_to(folder))]["sha256"]:
             return f"{name} is not as it was written (its sha256 is another)"
     return None

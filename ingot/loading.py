@@ -1,82 +1,165 @@
 """Loads the model and the tokenizer of any run folder or Hub folder, and refuses what transformers would let through.
 
-transformers fills a missing tensor with random numbers and loads NaN or a flipped byte without a word; here each is an
-error that names the tensor or the file.
+transformers fills a missing tensor with random numbers, loads NaN or a flipped byte without a word, runs code that a
+prompt was answered with "y" for, and reads pickles; here each is an error that names the file and says what to do.
 """
 
 import contextlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ingot.config_file import check_config_file
+from ingot.integrity import check_files as compare_with_record
 from ingot.recipe import InputError
-from ingot.runs import MANIFEST, describe_file, model_folder, read_json
+from ingot.runs import model_folder
+from ingot.tokenizer_files import blame, check_roles, check_template, check_tokenizer_files
+from ingot.weights import BITS, INDEX, ONE, Stored, read_headers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+BITS_OF = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
 
 
-def check_files(path: Path) -> None:
-    """Compares the model files of a finished run folder with its manifest; a Hub folder has none and passes.
+def check_files(path: Path, weights: bool = True, unfinished: bool = False) -> None:
+    """Compares a model or tokenizer folder with the record of its run or export; a folder without one passes.
 
-    Raises: InputError that names the first file that is missing or changed.
+    Raises: InputError that names the first file that is missing, changed or new.
     """
-    folder = path.parent if path.name == "model" else path
-    if not (folder / MANIFEST).is_file():
-        return
-    for name, record in read_json(folder / MANIFEST)["files"].items():
-        if not name.startswith("model/"):
-            continue
-        file = folder / name
-        if not file.is_file():
-            raise InputError(f"{file}: missing; the run wrote it, so restore it or run the stage again")
-        if describe_file(file) != record:
-            raise InputError(f"{file}: not as the run wrote it (sha256 differs); restore it or run the stage again")
+    compare_with_record(path if _has_tokenizer(path) else model_folder(path), weights, unfinished)
 
 
-def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+def _has_tokenizer(path: Path) -> bool:
+    return (path / "tokenizer_config.json").is_file()
+
+
+def load_tokenizer(path: Path, trust_remote_code: bool = False, unfinished: bool = False) -> "PreTrainedTokenizerBase":
     """The tokenizer of a run, Hub or tokenizer folder; code that comes with the folder runs only when it is trusted.
 
-    Raises: InputError that names the folder when it has none or a broken one.
+    unfinished: the folder belongs to the run of this process, which has no manifest yet.
+    Raises: InputError that names the file that is missing, changed or broken.
     """
     from transformers import AutoTokenizer
 
     import modeling  # noqa: F401 - registers the Ingot classes
 
-    folder = path if (path / "tokenizer_config.json").is_file() else model_folder(path)
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"{folder}: the tokenizer cannot be loaded: {_first_line(error)}") from None
+    folder = path if _has_tokenizer(path) or (path / "tokenizer.json").is_file() else model_folder(path)
+    compare_with_record(folder, weights=False, unfinished=unfinished)
+    check_tokenizer_files(folder, trust_remote_code)
+    if (folder / "config.json").is_file():
+        check_config_file(folder, trust_remote_code)
+    with naming(lambda: blame(folder), "the tokenizer cannot be loaded"), silent():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    check_roles(tokenizer, folder)
+    check_template(tokenizer, folder)
+    return tokenizer
 
 
-def load_model(path: Path, dtype: Any = "auto", trust_remote_code: bool = False) -> "PreTrainedModel":
-    """The causal language model of a run folder or Hub folder, on the CPU and in evaluation mode.
+def load_config(path: Path, trust_remote_code: bool = False, unfinished: bool = False) -> "PreTrainedConfig":
+    """The config of a run folder or Hub folder.
 
-    dtype: a torch dtype, or "auto" for the dtype of the file. Code that comes with the folder runs only when trusted.
-    Raises: InputError that names the file, or the tensors that are missing, misshapen, unknown, untied or not finite.
+    Raises: InputError that names the file and what is wrong with it.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     import modeling  # noqa: F401 - registers the Ingot classes
 
     folder = model_folder(path)
-    check_files(path)
-    try:
-        with silent():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, trust_remote_code=trust_remote_code,
-                output_loading_info=True, ignore_mismatched_sizes=True,
-            )  # fmt: skip
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from None
+    compare_with_record(folder, weights=False, unfinished=unfinished)
+    check_config_file(folder, trust_remote_code)
+    with naming(folder / "config.json", "cannot be used"), silent():
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    return config
+
+
+def check_model(path: Path, trust_remote_code: bool = False, unfinished: bool = False) -> "PreTrainedConfig":
+    """Everything about a model folder that shows before its numbers are read. Returns the config.
+
+    Raises: InputError that names the file, or the tensors that are misshapen or of another type than config.json says.
+    """
+    folder = model_folder(path)
+    compare_with_record(folder, unfinished=unfinished)
+    config = load_config(folder, trust_remote_code, unfinished)
+    stored = read_headers(folder)
+    with naming(folder / "config.json", "cannot be used"):
+        layers = int(getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0))
+    if layers > len(stored):
+        raise InputError(f"{folder / 'config.json'}: {layers} layers, but the weights are {len(stored)} tensors")
+    if getattr(config, "quantization_config", None) is None:
+        problems = list(_wrong_headers(config, stored, folder, trust_remote_code))
+        if problems:
+            raise InputError(f"{_weights_name(folder)}: " + "; ".join(problems))
+    return config
+
+
+def load_model(
+    path: Path, dtype: Any = "auto", trust_remote_code: bool = False, unfinished: bool = False
+) -> "PreTrainedModel":
+    """The causal language model of a run folder or Hub folder, on the CPU and in evaluation mode.
+
+    dtype: a torch dtype, or "auto" for the dtype of the file. Code that comes with the folder runs only when trusted.
+    unfinished: the folder belongs to the run of this process, which has no manifest yet.
+    Raises: InputError that names the file, or the tensors that are missing, misshapen, unknown, untied or not finite.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = model_folder(path)
+    check_model(folder, trust_remote_code, unfinished)
+    with naming(folder, "the model cannot be loaded"), silent():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=trust_remote_code, use_safetensors=True,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
     model, found = loaded
     problems = [*_wrong_tensors(found), *_wrong_values(model)]
     if problems:
-        raise InputError(f"{folder}: " + "; ".join(problems))
+        raise InputError(f"{_weights_name(folder)}: " + "; ".join(problems))
     return model.eval()
+
+
+def check_checkpoint(folder: Path) -> None:
+    """The weights of a checkpoint that whole or adapter weights lie in: names, shapes, and that all are finite.
+
+    A trainer would fill what is missing with random numbers. Sharded weights are checked when they are put together.
+    Raises: InputError that names the file and the tensors.
+    """
+    from safetensors import safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if (folder / "config.json").is_file() and files:
+        check_model(folder)
+    for file in files:
+        with naming(file, "cannot be read"), safe_open(file, "pt") as tensors:
+            broken = [name for name in tensors.keys() if not tensors.get_tensor(name).isfinite().all()]  # noqa: SIM118
+        if broken:
+            raise InputError(f"{file}: {_names(broken)} not finite (NaN or infinity); use another checkpoint")
+
+
+def _weights_name(folder: Path) -> Path:
+    """The file that a message about tensors begins with."""
+    return folder / (ONE if (folder / ONE).is_file() else INDEX)
+
+
+@contextlib.contextmanager
+def naming(file: Any, what: str) -> Iterator[None]:
+    """Turns whatever upstream raises on a broken file into one line that names the file.
+
+    file: its path, or a function that finds out which it is.
+    Raises: InputError.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        # the tokenizers library panics on some broken files, with a class that no `except Exception` catches
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        place = file() if callable(file) else file
+        raise InputError(f"{place}: {what}: {_line(error)}") from None
 
 
 @contextlib.contextmanager
@@ -93,6 +176,37 @@ def silent() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
+
+
+def _wrong_headers(
+    config: "PreTrainedConfig", stored: Mapping[str, Stored], folder: Path, trusted: bool
+) -> Iterator[str]:
+    """Tensors of another shape or type than the architecture in config.json has."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with naming(folder / "config.json", "makes no model"), silent(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+    both = {name: (tensor, stored[name]) for name, tensor in model.state_dict().items() if name in stored}
+    misshapen = [name for name, (tensor, file) in both.items() if tuple(tensor.shape) != file.shape]
+    ours = config.model_type == "ingot"  # upstream renames and joins tensors of other architectures as it loads them
+    missing = {*model.state_dict()} - {*stored} - {*(model._tied_weights_keys or ())} if ours else set()
+    unknown = {*stored} - {*model.state_dict()} if ours else set()
+    for names, meaning in (
+        (misshapen, "not of the shape that config.json says"),
+        (missing, "missing from the weights"),
+        (unknown, "unknown to the architecture in config.json"),
+    ):
+        if names:
+            yield f"{_names(names)} {meaning}"
+    numbers = [name for name, (tensor, file) in both.items() if tensor.is_floating_point() and not file.is_float]
+    said = BITS_OF.get(str(config.dtype).removeprefix("torch."), 0) if ours else 0
+    narrow = [name for name, (_, file) in both.items() if file.is_float and BITS[file.dtype] < said]
+    # a checkpoint of a bf16 run may be narrower as a whole; one tensor among others is an edit
+    for names in (numbers, narrow if len(narrow) < len(both) else []):
+        if names:
+            stored_as = both[names[0]][1].dtype
+            yield f"{_names(names)} stored as {stored_as}, but config.json says {config.dtype or 'float'}"
 
 
 def _wrong_tensors(found: dict[str, Any]) -> Iterator[str]:
@@ -123,5 +237,5 @@ def _names(keys: Any) -> str:
     return ", ".join(ordered[:3]) + rest + (" is" if len(ordered) == 1 else " are")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

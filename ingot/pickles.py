@@ -1,7 +1,7 @@
 """Pickle files of checkpoints: read only after it is shown, without running them, that they hold plain data alone.
 
-Optimizers, schedules and random states are saved by torch, DeepSpeed and torch.distributed.checkpoint as pickles, and a
-pickle can name any function to call. `check_pickles` reads the instructions with every name replaced by a dummy;
+Optimizers, schedules and random states are saved by torch, DeepSpeed and torch.distributed.checkpoint as pickles, and
+a pickle can name any function to call. `check_pickles` reads the instructions with every name replaced by a dummy;
 `forbid_pickles` has torch refuse the same when it loads the file for good.
 """
 
@@ -25,19 +25,21 @@ DEEPSPEED = (
     "deepspeed.runtime.zero.config.ZeroStageEnum", "deepspeed.utils.tensor_fragment.fragment_address",
 )  # fmt: skip
 _METADATA = (
-    "BytesStorageMetadata ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties "
-    "TensorStorageMetadata _MEM_FORMAT_ENCODING"
-)
+    "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+    "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+)  # fmt: skip
+_BUILTINS = ("set", "bytearray", "complex", "int", "float", "bool", "list", "dict", "tuple")
 PLAIN = frozenset(
     (
-        *DEEPSPEED, *(f"torch.distributed.checkpoint.metadata.{name}" for name in _METADATA.split()),
+        *DEEPSPEED, *(f"torch.distributed.checkpoint.metadata.{name}" for name in _METADATA),
+        *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _BUILTINS),
         "torch.distributed.checkpoint.filesystem._StorageInfo", "torch.serialization._get_layout",
-        "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "torch._tensor._rebuild_from_type_v2", "torch.Size", "torch.device",
-        "torch.Tensor", "torch.nn.parameter.Parameter", "collections.OrderedDict", "collections.defaultdict",
-        "collections.Counter", "numpy.ndarray", "numpy.dtype", "numpy._core.multiarray._reconstruct",
-        "numpy.core.multiarray._reconstruct", "numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar",
-        "_codecs.encode", *(f"builtins.{t}" for t in "set bytearray complex int float bool list dict tuple".split()),
-        *(f"__builtin__.{t}" for t in "set bytearray complex int float bool list dict tuple".split()),
+        "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "torch._tensor._rebuild_from_type_v2",
+        "torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter", "collections.OrderedDict",
+        "collections.defaultdict", "collections.Counter", "numpy.ndarray", "numpy.dtype",
+        "numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "_codecs.encode", "pathlib.PosixPath",
+        "pathlib._local.PosixPath",
     )
 )  # fmt: skip
 PLAIN_TYPES = re.compile(r"torch\.(\w+Storage|storage\.\w+Storage|b?float\w+|u?int\d+|complex\d+|bool)")

@@ -5,17 +5,18 @@ import json
 import logging
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ingot.failures import DiskFull, LostProcess, NotFinite, RunFailed, exit_code_of, interruptible
+from ingot.changed_recipe import MANIFEST, STARTED, go_on, is_foreign, refuse_changed, set_aside
+from ingot.failures import FULL, DiskFull, LostProcess, NotFinite, RunFailed, exit_code_of, interruptible
 from ingot.files import (
     damage,
     describe_file,
+    naming_full_disk,
     read_json,
     sha256_file,
     sha256_json,
@@ -36,8 +37,6 @@ __all__ = [
     "sha256_file", "sha256_json", "verify", "versions", "write_checksums", "write_json", "write_text",
 ]  # fmt: skip
 
-MANIFEST = "manifest.json"  # written last: its presence says that the stage is complete
-STARTED = "started.json"  # written first: which recipe and inputs the folder belongs to
 DOUBTED = "manifest.old.json"  # what the manifest was before a file of the result was found changed
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "datatrove", "trl", "peft", "deepspeed")
 
@@ -169,11 +168,14 @@ class RunFolder:
 
     def add_seconds(self) -> None:
         """Keeps the time spent so far when a run is interrupted."""
-        if is_main_process() and not self.complete:
-            write_json(
-                self.path / STARTED,
-                {**self.identity, "seconds": self.elapsed},
-            )
+        if not is_main_process() or self.complete:
+            return
+        try:
+            write_json(self.path / STARTED, {**self.identity, "seconds": self.elapsed})
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            logger.warning("%s: %s; the time spent is not kept", self.path / STARTED, error.strerror)
 
     @property
     def elapsed(self) -> float:
@@ -206,7 +208,7 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
         from accelerate import PartialState
 
         check_inputs(recipe)  # on every process, so that none waits for one that ended
-        _refuse_changed(recipe)
+        _check_unchanged(recipe)
         with PartialState().main_process_first():
             folder = _prepare(recipe)
         _check_shared(folder.path)
@@ -218,7 +220,8 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
         check_inputs_unchanged(recipe)
     handler = log_to(folder.path / "log.txt") if is_main_process() and not folder.complete else None
     try:
-        yield folder
+        with naming_full_disk(folder.path):
+            yield folder
     finally:
         folder.add_seconds()
         if handler is not None:
@@ -226,14 +229,13 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
             handler.close()
 
 
-def _refuse_changed(recipe: Recipe) -> None:
-    """Raises: InputError for an interrupted run of another recipe that is neither to go on nor to begin anew."""
-    path = recipe.run.dir
-    if recipe.run.on_change() != "refuse" or (path / MANIFEST).is_file() or not (path / STARTED).is_file():
-        return
-    found, wanted, newest = read_json(path / STARTED), identity(recipe), _newest_step(path)
-    if newest is not None and not is_of(found, recipe, wanted):
-        raise InputError(_changed_recipe(path, differences(found, wanted), newest))
+def _check_unchanged(recipe: Recipe) -> None:
+    """Raises: InputError on every process alike, where the first one alone would leave the others waiting."""
+    record = recipe.run.dir / STARTED
+    if record.is_file() and not (recipe.run.dir / MANIFEST).is_file():
+        found, wanted = read_json(record), identity(recipe)
+        if not is_of(found, recipe, wanted):
+            refuse_changed(recipe.run.dir, recipe, found, wanted)
 
 
 def _check_shared(path: Path) -> None:
@@ -269,8 +271,7 @@ def _prepare(recipe: Recipe) -> RunFolder:
         ):
             raise InputError(f"run.dir: {path} and {key}: {needed} lie in each other; choose another folder")
     record = path / (MANIFEST if (path / MANIFEST).is_file() else STARTED)
-    ours = not path.is_dir() or record.is_file() or {p.name for p in path.iterdir()} <= {SOURCES}
-    if not ours:
+    if path.is_dir() and not record.is_file() and any(map(is_foreign, path.iterdir())):
         raise InputError(f"run.dir: {path} holds files that no stage of Ingot wrote; choose another folder")
     wanted = identity(recipe, save=True)
     if record.is_file():
@@ -288,55 +289,17 @@ def _prepare(recipe: Recipe) -> RunFolder:
                 "%s: %s: %s", recipe.stage, path, "complete and unchanged, nothing to do" if complete else "continuing"
             )
             return RunFolder(path, recipe, wanted, complete)
-        changes, newest = differences(found, wanted), _newest_step(path)
-        if newest is not None and recipe.run.on_change() == "resume":
-            return _go_on(path, recipe, wanted, changes, newest)
-        if newest is not None and recipe.run.on_change() == "refuse" and record.name == STARTED:
-            raise InputError(_changed_recipe(path, changes, newest))
+        refuse_changed(path, recipe, found, wanted)
+        changes = differences(found, wanted)
+        if go_on(path, recipe, wanted, changes):
+            return RunFolder(path, recipe, wanted, False)
         if is_main_process():
-            _set_aside(path, changes)
+            set_aside(path, changes)
     if is_main_process():
         path.mkdir(parents=True, exist_ok=True)
         write_json(path / STARTED, wanted)
         write_text(path / "recipe.yaml", dump_yaml(to_tree(recipe)))
         hash_sources(recipe.source_files(), path, save=True)  # what the folder set aside knew
-    return RunFolder(path, recipe, wanted, False)
-
-
-def _newest_step(path: Path) -> int | None:
-    """The step of the newest checkpoint in a run folder."""
-    steps = [int(p.name.removeprefix("checkpoint-")) for p in path.glob("checkpoint-*") if p.name[11:].isdecimal()]
-    return max(steps, default=None)
-
-
-def _changed_recipe(path: Path, changes: list[str], newest: int) -> str:
-    """Why an interrupted run is not touched, and the ways out."""
-    return (
-        f"{path}: an interrupted run with a checkpoint of step {newest}, whose recipe was another "
-        f"({'; '.join(changes) or 'incomplete record'}). Take the change back to continue it; --resume continues from "
-        "the checkpoint with the new recipe; --restart keeps the folder as it is under another name and begins anew; "
-        "or choose another folder with --run.dir"
-    )
-
-
-def _go_on(path: Path, recipe: Recipe, wanted: dict[str, Any], changes: list[str], newest: int) -> RunFolder:
-    """Gives a run a new recipe from its checkpoint on; the old one is kept as recipe.until-step-N.yaml.
-
-    Raises: InputError when the change is one of the model, which has other weights then.
-    """
-    model = [
-        change for change in changes if change.startswith(("model.", "stage", "inputs.model.", "inputs.run.from"))
-    ]
-    if model:
-        raise InputError(f"{path}: --resume cannot continue another model ({'; '.join(model)}); use --restart")
-    if is_main_process():
-        logger.info("%s: goes on from step %d with a changed recipe (%s)", path, newest, "; ".join(changes))
-        seconds = read_json(path / STARTED).get("seconds", 0.0) if (path / STARTED).is_file() else 0.0
-        if (path / "recipe.yaml").is_file():
-            os.replace(path / "recipe.yaml", path / f"recipe.until-step-{newest}.yaml")
-        write_text(path / "recipe.yaml", dump_yaml(to_tree(recipe)))
-        write_json(path / STARTED, {**wanted, "seconds": seconds})
-        (path / MANIFEST).unlink(missing_ok=True)
     return RunFolder(path, recipe, wanted, False)
 
 
@@ -380,12 +343,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     ):
         raise InputError(f"{folder / MANIFEST}: not a record that Ingot wrote; run the stage into another folder")
     return found
-
-
-def _set_aside(path: Path, changes: list[str]) -> None:
-    """Moves a folder that belongs to another recipe out of the way; nothing is deleted."""
-    number = 1
-    while (kept := path.with_name(f"{path.name}.old-{number}")).exists():
-        number += 1
-    shutil.move(path, kept)
-    logger.info("%s was made differently (%s); kept as %s", path, "; ".join(changes[:5]) or "incomplete record", kept)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ingot.loading import load_model, load_tokenizer
+from ingot.loading import load_config, load_model, load_tokenizer
 from ingot.pickles import check_pickles, pickles_forbidden
 from ingot.recipe import InputError
 from ingot.runs import damage, read_json, write_json
@@ -57,7 +57,6 @@ def read_weights(checkpoint: Path) -> "dict[str, Tensor] | None":
     Raises: InputError when there are none, or not all of their parts.
     """
     if (checkpoint / ZERO).is_file():
-        check_pickles(checkpoint)
         return _read_zero(checkpoint)
     if (checkpoint / FSDP_SHARDED).is_dir():
         check_pickles(checkpoint / FSDP_SHARDED)
@@ -79,6 +78,11 @@ def _read_zero(checkpoint: Path) -> "dict[str, Tensor]":
 
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+    step = (checkpoint / ZERO).read_text(encoding="utf-8").strip()
+    if Path(step).name != step:
+        raise InputError(f"run.from: {checkpoint / ZERO}: '{step[:80]}' is no folder of the checkpoint; restore it")
+    if (checkpoint / step).is_dir():
+        check_pickles(checkpoint / step)
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pickles_forbidden(deepspeed=True):
@@ -149,12 +153,11 @@ def _drop_tied(tensors: "dict[str, Tensor]", checkpoint: Path, config: Mapping[s
 def _tied_names(checkpoint: Path) -> dict[str, str]:
     """Name of a tied weight -> name of the one that it is tied to."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    import modeling  # noqa: F401 - registers the Ingot classes
-
+    config = load_config(checkpoint)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint))
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return dict(model._tied_weights_keys or {})
 
 

@@ -12,9 +12,19 @@ from ingot.export.convert import checkpoint_to_hub, is_checkpoint
 from ingot.export.hub import save_hub_folder, uses_remote_code
 from ingot.export.lineage import lineage
 from ingot.export.verify import verify_export
+from ingot.integrity import NOT_RECORDED
 from ingot.loading import load_model, load_tokenizer
 from ingot.recipe import FilePath, InputError, Recipe, RunSection, Section, StageFolder
-from ingot.runs import MANIFEST, fingerprint_folder, get_logger, num_processes, open_run, read_json, versions
+from ingot.runs import (
+    MANIFEST,
+    fingerprint_folder,
+    get_logger,
+    num_processes,
+    open_run,
+    read_json,
+    versions,
+    write_checksums,
+)
 
 logger = get_logger(__name__)
 
@@ -62,6 +72,7 @@ def run(recipe: ExportRecipe) -> dict[str, Any]:
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         shutil.rmtree(folder.path / ".checkpoint", ignore_errors=True)
+        write_checksums(target, NOT_RECORDED)  # a copy elsewhere is verified too
         write_card(_facts(recipe, target, counts, difference))
         return folder.finish(
             {

@@ -20,6 +20,8 @@ def save_hub_folder(model: Any, tokenizer: Any, folder: Path) -> None:
     check_pair(tokenizer, embedding_rows(model), "run.from")
     set_special_tokens(model, tokenizer)
     model.config.use_cache = True  # training switches it off
+    if model.config.model_type != "ingot":  # whose code is not copied: it would send readers to code elsewhere
+        vars(model.config).pop("auto_map", None)
     folder.mkdir(parents=True, exist_ok=True)
     with silent():
         model.save_pretrained(folder)
@@ -52,6 +54,7 @@ def write_tokenizer_for_older_readers(folder: Path) -> None:
     """
     path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     config = read_json(path)
+    config.pop("auto_map", None)  # the source's tokenizer code, which is not copied
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import modeling  # noqa: F401  registers Ingot's classes, so that its folders need no remote code
 from ingot import loading
@@ -52,7 +52,6 @@ def load_model(
     tokenizer, or gives no numbers.
     """
     folder = model_folder(path)
-    _check_code(folder, trust_remote_code)
     place = _device(device)
     tokenizer = loading.load_tokenizer(path, trust_remote_code)
     model = _place(loading.load_model(path, _dtype(dtype, place), trust_remote_code), place, folder)
@@ -83,16 +82,6 @@ def _stage(path: Path) -> str | None:
     folder = path.resolve()
     record = (folder.parent if folder.name == "model" else folder) / MANIFEST
     return str(read_json(record).get("stage")) if record.is_file() else None
-
-
-def _check_code(folder: Path, trusted: bool) -> None:
-    config = read_json(folder / "config.json")
-    foreign = "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
-    if foreign and not trusted:
-        raise InputError(
-            f"{folder}: comes with its own Python code, which would run on this machine; read it, "
-            "then allow it with --model.trust_remote_code=true"
-        )
 
 
 def _device(device: Device) -> torch.device:

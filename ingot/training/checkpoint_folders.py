@@ -29,14 +29,17 @@ def newest_checkpoint(run_dir: Path, upto: int | None = None) -> Path | None:
     """The newest checkpoint (of step `upto` or before) whose every file is as it was written.
 
     A line says why a damaged one is passed over.
-    Raises: InputError when one of its pickles holds more than plain data.
+    Raises: InputError when it is as it was written, but its weights are no model's, or a pickle is more than data.
     """
     for checkpoint in reversed(checkpoints_of(run_dir)):
         if upto is not None and step_of(checkpoint) > upto:
             continue
         problem = damage(checkpoint)
         if problem is None:
+            from ingot.loading import check_checkpoint  # brings torch
+
             check_pickles(checkpoint)
+            check_checkpoint(checkpoint)
             return checkpoint
         logger.warning("%s: not used to continue: %s", checkpoint, problem)
     return None

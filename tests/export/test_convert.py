@@ -162,14 +162,14 @@ def test_an_export_of_a_plain_checkpoint_is_proved_equal(tmp_path: Path) -> None
     assert results["max_logit_difference"] == 0.0
     assert torch.equal(logits(load_model(tmp_path / "export")), logits(make_model()))
     names = {p.name for p in (tmp_path / "export/model").iterdir()}
-    assert not {"optimizer.pt", "checksums.json"} & names and "README.md" in names
+    assert "optimizer.pt" not in names and {"README.md", "checksums.json"} <= names
     assert not (tmp_path / "export/.checkpoint").exists()
 
 
 def test_a_changed_checkpoint_is_refused(tmp_path: Path) -> None:
     checkpoint = plain_checkpoint(tmp_path)
     (checkpoint / "optimizer.pt").write_bytes(b"larger")
-    with pytest.raises(InputError, match=r"run\.from: .*optimizer\.pt is not as it was written; name another"):
+    with pytest.raises(InputError, match=r"run\.from: .*optimizer\.pt is not as it was written .*; name another"):
         export(checkpoint, tmp_path / "export")
     (checkpoint / "checksums.json").unlink()
     with pytest.raises(InputError, match=r"checksums\.json is missing"):

@@ -15,6 +15,7 @@ from serving_helpers import HTTP
 from starlette.testclient import TestClient
 
 from ingot.recipe import InputError, build_recipe, load_recipe
+from ingot.runs import describe_file
 from ingot.serving import serve
 from ingot.serving.chat import ChatRecipe
 from ingot.serving.loading import load_model, model_name
@@ -55,7 +56,8 @@ def test_a_server_starts_answers_and_stops_on_ctrl_c(model_path: Path, tmp_path:
 def test_serve_folder_serves_a_run_folder(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "quickstart" / "pretrain"
     shutil.copytree(model_path, folder / "model")
-    (folder / "manifest.json").write_text(json.dumps({"stage": "pretrain", "files": {}}))
+    files = {f"model/{p.name}": describe_file(p) for p in (folder / "model").iterdir()}
+    (folder / "manifest.json").write_text(json.dumps({"stage": "pretrain", "files": files}))
     asked: dict[str, Any] = {}
 
     def serve_app(app: Any, listener: Any) -> None:
@@ -75,9 +77,8 @@ def test_serve_folder_serves_a_run_folder(model_path: Path, tmp_path: Path, monk
     assert "must be <= 40" in asked["too_long"]
     assert not load_model(folder).chats  # a base model, although its tokenizer has a chat template
     assert model_name(folder / "model") == "quickstart-pretrain"
-    record = {"model/config.json": {"bytes": 1, "sha256": "0"}}
-    (folder / "manifest.json").write_text(json.dumps({"stage": "pretrain", "files": record}))
-    assert "config.json: not as the run wrote it" in refusal(folder)
+    (folder / "model/config.json").write_text((folder / "model/config.json").read_text() + " ")
+    assert "config.json is not as it was written" in refusal(folder)
 
 
 def test_listening_on_other_addresses_without_a_key_is_remarked_on(
@@ -136,9 +137,9 @@ def test_what_cannot_be_loaded_is_told_in_one_line(copy: Path, tmp_path: Path) -
     save_file(broken, copy / "model.safetensors", {"format": "pt"})
     assert "model.norm.weight is not finite" in refusal(copy)
     (copy / "model.safetensors").write_bytes(b"not a weight file")
-    assert "the model cannot be loaded" in refusal(copy)
+    assert f"{copy / 'model.safetensors'}: not a safetensors file" in refusal(copy)
     (copy / "tokenizer.json").write_text("{}")
-    assert "the tokenizer cannot be loaded" in refusal(copy)
+    assert f"{copy / 'tokenizer.json'}: the tokenizer cannot be loaded" in refusal(copy)
 
 
 def test_code_of_others_runs_only_when_trusted(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
