@@ -1,6 +1,9 @@
 """Which files a source names, what is in them by their names, and where large ones may be cut."""
 
+import errno
 import glob
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
@@ -34,20 +37,21 @@ def find_files(path: str, dataset_split: str, format: Format | None, key: str) -
 
     Raises: InputError, beginning with `key`, when there is none or a folder needs a word more.
     """
+    if not path:
+        raise InputError(f"{key}.path: is empty; name a file, glob, folder or URL")
     if is_remote(path):
         found = [FoundFile(entry.path, entry.size, entry.stamp) for entry in list_remote(path)]
         if len(found) > 1 and "*" not in path:
             found = _of_one_format(found, path, format, key)
         looked = ""
-    elif Path(path).is_dir():
+    elif _is_dir(Path(path)):
         folder = Path(path)
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             return [_local(p) for p in _dataset_files(folder, dataset_split, key)]
-        names = sorted(p for p in folder.rglob("*") if not p.is_dir() and not _hidden(p.relative_to(folder)))
-        found = _of_one_format([_local(p) for p in names], path, format, key)
+        found = _of_one_format([_local(p) for p in sorted(_walk(folder, ()))], path, format, key)
         looked = " in this folder"
     else:
-        found = [_local(p) for p in sorted(map(Path, glob.glob(path, recursive=True))) if not p.is_dir()]
+        found = [_local(p) for p in sorted(_matches(path)) if not _is_dir(p)]
         looked = f" (looked from {Path.cwd()})"
     if not found:
         raise InputError(f"{key}.path: no file matches {path}{looked}")
@@ -66,8 +70,59 @@ def _local(path: Path) -> FoundFile:
     return FoundFile(path.as_posix(), size)
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """The files below a folder but hidden ones, links to folders followed; `above` are the folders around it.
+
+    Raises: InputError for a folder that cannot be read: its files would be missing in silence.
+    """
+    real = folder.resolve()
+    if real in above:
+        logger.info("%s: leads back to a folder around it and is left out", folder)
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith("."):
+            continue
+        if _is_dir(path):
+            yield from _walk(path, (*above, real))
+        else:
+            yield path
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be read: {error.strerror}; allow it, or leave it out of the sources")
+
+
+def _searched(parts: tuple[str, ...]) -> Iterator[Path]:
+    """The folders that a glob looks into, by the parts of its pattern."""
+    first = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    last = len(parts) + (parts[-1] == "**")
+    for end in range(max(1, first), last):
+        yield from map(Path, glob.glob(os.path.join(*parts[:end], ""), recursive=True))
+
+
+def _matches(pattern: str) -> list[Path]:
+    """The paths that a glob matches, or the file whose name it is.
+
+    Raises: InputError for a folder on the way that cannot be read: `glob` would pass over it in silence.
+    """
+    if Path(pattern).is_file():
+        return [Path(pattern)]
+    for folder in _searched(Path(pattern).parts):
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise _unreadable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    return list(map(Path, glob.glob(pattern, recursive=True)))
 
 
 def _of_one_format(files: list[FoundFile], folder: str, format: Format | None, key: str) -> list[FoundFile]:

@@ -1,0 +1,61 @@
+"""Which files a path names: none is passed over in silence."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingot.data import listing
+from ingot.data.listing import find_files
+from ingot.recipe import InputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("corpus/a.txt", "corpus/sub/b.txt", "disk2/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def found(path: str) -> list[str]:
+    return [file.path for file in find_files(path, "train", None, "data.sources.0")]
+
+
+def test_links_to_folders_and_files_are_followed(folder: Path) -> None:
+    (folder / "corpus/more").symlink_to(folder / "disk2")
+    (folder / "corpus/d.txt").symlink_to(folder / "disk2/c.txt")
+    assert found("corpus") == ["corpus/a.txt", "corpus/d.txt", "corpus/more/c.txt", "corpus/sub/b.txt"]
+    assert sorted(found("corpus/**/*.txt")) == found("corpus")
+
+
+def test_a_link_to_a_folder_around_it_is_left_out(folder: Path) -> None:
+    (folder / "corpus/sub/up").symlink_to(folder / "corpus")
+    assert found("corpus") == ["corpus/a.txt", "corpus/sub/b.txt"]
+
+
+@pytest.mark.parametrize("path", ["corpus", "corpus/**", "corpus/**/*.txt", "corpus/*/*.txt", "corpus/*/b.txt"])
+def test_a_folder_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    closed, scandir, access = Path("corpus/sub"), os.scandir, os.access
+
+    def refuse(place: Any = ".") -> Any:
+        if Path(place) == closed:
+            raise PermissionError(13, "Permission denied")
+        return scandir(place)
+
+    monkeypatch.setattr(listing.os, "scandir", refuse)
+    monkeypatch.setattr(listing.os, "access", lambda place, mode: Path(place) != closed and access(place, mode))
+    with pytest.raises(InputError, match=r"corpus/sub: cannot be read: Permission denied; allow it, or leave it out"):
+        found(path)
+
+
+def test_a_name_with_the_signs_of_a_glob_is_a_name(folder: Path) -> None:
+    (folder / "corpus/[2023] x*.txt").write_text("x")
+    assert found("corpus/[2023] x*.txt") == ["corpus/[2023] x*.txt"]
+
+
+def test_no_path_is_not_this_folder(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.sources\.0\.path: is empty; name a file"):
+        found("")
