@@ -1,6 +1,7 @@
 """`ingot doctor`: the machine; `ingot doctor FOLDER`: a run, or a folder of runs."""
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from ingot.doctor.findings import Finding, as_tree, examined, fails, shown
 from ingot.recipe import InputError
+from ingot.runs import get_logger
 
 HELP = """usage: ingot doctor [--short] [--json]
        ingot doctor FOLDER ... [--config RECIPE [--section.key=value ...]] [--json]
@@ -132,6 +134,11 @@ def _verdict(found: Sequence[Finding]) -> str:
 def _examine_runs(request: Request) -> bool:
     from ingot.doctor.run_facts import runs_below
 
+    from ingot.training import checkpoint_folders
+    from ingot.training.quiet import keep_quiet
+
+    keep_quiet()
+    get_logger(checkpoint_folders.__name__).setLevel(logging.ERROR)  # what it says of damage is a finding here
     trees: list[dict[str, Any]] = []
     for folder in request.folders:
         below = list(runs_below(folder)) or [folder]

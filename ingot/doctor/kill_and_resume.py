@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ingot.doctor.probing import ended, environment
 from ingot.files import damage, sha256_file
-from ingot.training.checkpoints import STAGING, checkpoints_of
+from ingot.training.checkpoint_folders import STAGING, checkpoints_of
 
 SECONDS = 100.0
 CLOSE = 1e-3  # relative: how far the losses of two equal runs may lie apart on a GPU

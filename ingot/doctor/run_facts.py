@@ -14,7 +14,7 @@ from ingot.files import damage, read_json
 from ingot.hashing import SOURCES
 from ingot.recipe import InputError
 from ingot.runs import MANIFEST, STARTED
-from ingot.training.checkpoints import checkpoints_of
+from ingot.training.checkpoint_folders import RUN_STATE, checkpoints_of, step_of
 
 State = Literal["never started", "foreign", "damaged record", "interrupted", "running", "complete"]
 METRICS, LOG, RECIPE = "metrics.jsonl", "log.txt", "recipe.yaml"
@@ -31,7 +31,7 @@ class Checkpoint:
     bytes: int
     problem: str | None
     trainer: Mapping[str, Any]  # what trainer_state.json says
-    launch: Mapping[str, Any]  # what run_state.json says: rows in a step, processes, strategy
+    launch: Mapping[str, Any]  # what run_state.json says: rows_per_step, num_processes, strategy
 
     def as_tree(self) -> dict[str, Any]:
         """For --json."""
@@ -109,8 +109,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """One checkpoint; every byte of it is read."""
     files = [p for p in path.rglob("*") if p.is_file()]
     return Checkpoint(
-        path, int(path.name.rsplit("-", 1)[1]), path.stat().st_mtime, sum(p.stat().st_size for p in files),
-        damage(path), _tree(path / "trainer_state.json"), _tree(path / "run_state.json"),
+        path, step_of(path), path.stat().st_mtime, sum(p.stat().st_size for p in files),
+        damage(path), _tree(path / "trainer_state.json"), _tree(path / RUN_STATE),
     )  # fmt: skip
 
 
@@ -168,8 +168,9 @@ def non_finite_steps(facts: Facts) -> list[int]:
 
 def tokens_per_step(facts: Facts) -> float | None:
     """Tokens in a step: counted by TRL in the metrics, else what the recipe says."""
-    counted = [(int(m["step"]), float(m["num_tokens"])) for m in facts.metrics if "num_tokens" in m]
-    if len(counted) > 1 and counted[-1][0] > counted[0][0]:
+    counted = [(0, 0.0), *((int(m["step"]), float(m["num_tokens"])) for m in facts.metrics if "num_tokens" in m)]
+    counted = counted[-2:]  # a continued run counts anew
+    if counted[-1][0] > counted[0][0] and counted[-1][1] > counted[0][1]:
         return (counted[-1][1] - counted[0][1]) / (counted[-1][0] - counted[0][0])
     recipe, training = facts.record.get("recipe") or {}, training_of(facts.record)
     length = (recipe.get("data") or {}).get("seq_length")

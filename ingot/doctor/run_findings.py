@@ -10,6 +10,7 @@ from ingot.cli import STAGES, load_stage, recipe_class
 from ingot.doctor.findings import Finding, fail, gigabytes, ok, warn
 from ingot.doctor.run_facts import (
     LOG,
+    METRICS,
     RECIPE,
     Facts,
     best_step,
@@ -18,11 +19,13 @@ from ingot.doctor.run_facts import (
     seconds_left,
     training_of,
 )
+from ingot.files import read_json
 from ingot.hashing import changed_file, set_aside
 from ingot.recipe import InputError, Recipe, load_recipe, stage_inputs
 from ingot.records import is_of
 from ingot.runs import MANIFEST, check_inputs, differences, fingerprint_folder, identity
-from ingot.training.checkpoints import STAGING
+from ingot.training.checkpoint_folders import REMOVED, STAGING, newest_checkpoint
+from ingot.training.continuing import rewinds_of
 
 TAIL = 4  # lines of the log
 SHOWN = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
@@ -69,7 +72,7 @@ def state_finding(facts: Facts) -> Finding:
         )
     seconds = float(facts.record.get("seconds") or 0.0)
     if facts.state == "complete":
-        return ok("state", f"{stage}, complete, made in {duration(seconds)}: a rerun does nothing")
+        return ok("state", f"{stage}, complete, made in {duration(seconds)}")
     if facts.state == "running":
         return ok("state", f"{stage}, running now in process {facts.process}, step {facts.reached} or later")
     steps = f" at step {facts.reached} of {facts.max_steps or 'an unknown number'}" if facts.metrics else ""
@@ -141,10 +144,14 @@ def other_recipe_finding(facts: Facts, config: Path, overrides: Sequence[str]) -
     if not changes:
         return ok("would run", f"{config} is the recipe of this folder")
     text = f"the folder belongs to another recipe than {config}: {'; '.join(changes[:8])}"
-    if facts.state == "complete":
-        return warn("would run", text, "a rerun keeps the finished folder as DIR.old-N and begins anew")
-    way = "add --resume to go on with the new recipe, or --restart to keep the folder as DIR.old-N and begin anew"
-    return fail("would run", text, way)
+    if facts.state == "complete" or not facts.checkpoints:
+        return warn("would run", text, "running it keeps the folder as DIR.old-N and begins anew")
+    way = {
+        "refuse": "it is refused; --resume goes on with the new recipe, --restart keeps the folder as DIR.old-N",
+        "resume": "it goes on from the checkpoint with the new recipe",
+        "restart": "it keeps the folder as DIR.old-N and begins anew",
+    }[recipe.run.on_change()]
+    return (fail if recipe.run.on_change() == "refuse" else warn)("would run", text, way)
 
 
 def input_findings(facts: Facts, recipe: Recipe) -> Iterator[Finding]:
@@ -176,7 +183,7 @@ def result_finding(facts: Facts) -> Finding:
         way = f"{continue_command(facts)}  makes it again; or restore the file"
         return fail("result", changed, way)
     size = sum(int(entry["bytes"]) for entry in files.values())
-    return ok("result", f"{len(files)} files, {gigabytes(size)}, as they were written")
+    return ok("result", f"{len(files)} files, {gigabytes(size)}, as they were written: a rerun does nothing")
 
 
 def progress_findings(facts: Facts) -> Iterator[Finding]:
@@ -193,7 +200,10 @@ def progress_findings(facts: Facts) -> Iterator[Finding]:
         yield continuation_finding(facts)
         yield from disk_findings(facts)
     else:
-        yield ok("a rerun", "does what is missing; finished parts of prepare_data are not repeated")
+        again = (
+            "repeats no part that is finished" if facts.stage == "prepare_data" else "does the stage from its start"
+        )
+        yield ok("a rerun", again)
 
 
 def _launched(launch: Any) -> str:
@@ -228,6 +238,10 @@ def continuation_finding(facts: Facts) -> Finding:
     if seconds is not None:
         left += f": about {duration(seconds)} at the speed of before"
     if usable is not None:
+        try:
+            newest_checkpoint(facts.folder)
+        except InputError as error:  # whole, and still not to be used
+            return fail("a rerun", f"is refused: {error}", f"move {usable.path} away: an older one is used then")
         return ok("a rerun", f"continues from {usable.path}: {left}")
     if facts.checkpoints:
         way = "look for a copy of one; the disk that lost bytes of all of them is not to be trusted"
@@ -244,7 +258,8 @@ def disk_findings(facts: Facts) -> Iterator[Finding]:
     number = more_checkpoints(facts, usable.step)
     needed = usable.bytes * number
     text = (
-        f"{number} more of {gigabytes(usable.bytes)} stand at once: {gigabytes(needed)} needed, {gigabytes(free)} free"
+        f"{number} more checkpoint{'s' * (number > 1)} of {gigabytes(usable.bytes)}: {gigabytes(needed)} needed, "
+        f"{gigabytes(free)} free"
     )
     if needed > free:
         way = "free some space, lower training.save_total_limit, or copy the run to a larger disk and add --run.dir"
@@ -271,20 +286,33 @@ def metrics_findings(facts: Facts) -> Iterator[Finding]:
     if last is not None:
         numbers = [f"{key} {last[key]:.4g}" for key in SHOWN if isinstance(last.get(key), int | float)]
         yield ok("metrics", f"step {last.get('step')}: {', '.join(numbers)}")
+    yield from trouble_findings(facts)
+
+
+def trouble_findings(facts: Facts) -> Iterator[Finding]:
+    """Numbers that were not finite, and spikes from which the run went back."""
     broken = non_finite_steps(facts)
-    records = sorted(facts.folder.glob("nonfinite-step-*.json"))
+    records = [_named(path) for path in sorted(facts.folder.glob("nonfinite-step-*.json"))]
     if broken or records:
-        steps = ", ".join(map(str, broken[:5])) or "see the file"
-        files = f"; {records[-1]} names the rows" if records else ""
+        steps = "; ".join([*records, *(f"step {step} in {METRICS}" for step in broken[:5])])
         way = "lower training.learning_rate, raise training.warmup_steps, or see NaN in docs/troubleshooting.md"
-        yield warn("metrics", f"loss or gradient not finite at step {steps}{files}", way)
+        yield warn("not finite", steps, way)
+    for entry in rewinds_of(facts.folder):
+        yield ok(
+            "went back", "from step {to_step} to {from_step}: loss {loss:.4f}, usual {usual_loss:.4f}".format(**entry)
+        )
+
+
+def _named(path: Path) -> str:
+    record = read_json(path)
+    return f"step {record['step']} {record['what']} (loss {record['loss']}, grad norm {record['grad_norm']}): {path}"
 
 
 def leftover_findings(folder: Path) -> Iterator[Finding]:
     """What a crash left behind, and folders of earlier recipes."""
     if not folder.is_dir():
         return
-    hidden = [p for p in folder.rglob(".*") if p.name.startswith((STAGING, ".removed")) or p.name.endswith(".partial")]
+    hidden = [p for p in folder.rglob(".*") if p.name.startswith((STAGING, REMOVED)) or p.name.endswith(".partial")]
     for path in sorted(p for p in hidden if not any(q in p.parents for q in hidden)):
         size = sum(f.stat().st_size for f in [path, *path.rglob("*")] if f.is_file())
         what = "a checkpoint that was being written or deleted" if path.is_dir() else "a file that was being written"
