@@ -133,7 +133,6 @@ def _verdict(found: Sequence[Finding]) -> str:
 
 def _examine_runs(request: Request) -> bool:
     from ingot.doctor.run_facts import runs_below
-
     from ingot.training import checkpoint_folders
     from ingot.training.quiet import keep_quiet
 
