@@ -1,5 +1,6 @@
 """How a command ends: failures that one line tells, signals, and exit codes."""
 
+import errno
 import os
 import signal
 import sys
@@ -10,7 +11,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from ingot.files import FULL
 from ingot.recipe_yaml import InputError
 
 # module -> the extra of setup.cfg that brings it
@@ -19,6 +19,10 @@ EXTRAS = {
     "fastapi": "serve", "uvicorn": "serve", "gradio": "serve", "openai": "serve", "httpx": "serve", "optuna": "search",
     "ray": "ray",
 }  # fmt: skip
+
+
+# what the system says when there is no room: on the disk, in a quota, or for a file of this size
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunFailed(Exception):

@@ -53,9 +53,18 @@ def progress(items: Iterable[T], total: int | None = None, desc: str = "") -> It
         yield item
 
 
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A log that a full disk does not disturb: its lines are on the terminal, too."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Passes over what a full disk or a limit on files makes of a line."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def log_to(path: Path) -> logging.Handler:
     """Adds a file to which every line goes; it is cut at 10 MB, and three old ones are kept."""
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8")
+    handler = _LogFile(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
     logging.getLogger("ingot").addHandler(handler)
     return handler

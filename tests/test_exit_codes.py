@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ingot import runs
+from ingot import failures
 from ingot.recipe import InputError
 from ingot.runs import exit_code_of
 
@@ -43,6 +43,6 @@ def test_exit_code_of_success_and_of_an_own_exit() -> None:
 
 def test_every_extra_that_an_error_names_is_in_setup_cfg(root: Path) -> None:
     text = (root / "setup.cfg").read_text()
-    for module, extra in runs.EXTRAS.items():
+    for module, extra in failures.EXTRAS.items():
         section = text.split(f"\n{extra} =\n")[1].split("\n[")[0]
         assert re.search(rf"^    {module.replace('_', '[-_]')}\b", section, re.M), f"{module} is not in {extra}"

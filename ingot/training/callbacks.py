@@ -13,7 +13,8 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ingot.files import FULL, append_text
+from ingot.failures import FULL
+from ingot.files import append_text
 from ingot.planning.hardware import mfu
 from ingot.runs import get_logger, is_main_process, num_processes, write_text
 from ingot.training.checkpoint_folders import checkpoints_of

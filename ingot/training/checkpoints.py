@@ -7,7 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ingot.files import FULL, sync
+from safetensors import SafetensorError
+
+from ingot.failures import FULL
+from ingot.files import says_full, sync
 from ingot.runs import (
     STARTED,
     DiskFull,
@@ -84,9 +87,9 @@ class SafeCheckpoints:
         self._staging = True
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             free = shutil.disk_usage(run_dir).free
-            if not (isinstance(error, OSError) and error.errno in FULL) and free >= needed:
+            if not says_full(error) and free >= needed:
                 raise
             shutil.rmtree(run_dir / STAGING, ignore_errors=True)
             raise DiskFull(full_disk(run_dir, needed, free, _reason(error))) from error
@@ -145,7 +148,7 @@ class SafeCheckpoints:
             pending.result()
 
 
-def _reason(error: OSError | RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """What the system says; torch's own words for it (`unexpected pos`) tell nobody anything."""
     said = (error.strerror or "") if isinstance(error, OSError) else "No space left on device"
     return f"the checkpoint cannot be written ({said})"

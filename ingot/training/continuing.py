@@ -16,7 +16,7 @@ from ingot.training.checkpoint_folders import (
     remove_leftovers,
     step_of,
 )
-from ingot.training.disk import check_room, checkpoint_bytes, estimated_bytes, on_main
+from ingot.training.disk import check_room, checkpoint_bytes, estimated_bytes, on_main, wait_for_room
 from ingot.training.order import PutOff
 from ingot.training.prediction import strategy_of_run
 from ingot.training.safety import TrainingRun
@@ -72,6 +72,7 @@ def train_to_the_end(trainer: Any, run: TrainingRun, optimizer: str) -> None:
             continue
         finally:
             trainer.finish_saving()
+        wait_for_room(run_dir, weight_bytes(trainer), run.wait_for_disk)  # for the model
         return
 
 
@@ -83,8 +84,12 @@ def _prepare(trainer: Any, run: TrainingRun, optimizer: str) -> None:
     trainer.background_save, trainer.wait_for_disk = run.background_save, run.wait_for_disk
     trainer.skip_nonfinite, trainer.loss_spike = run.skip_nonfinite, run.loss_spike
     trainer.estimated_bytes = estimated_bytes(trainer.model, args, optimizer, trainer.strategy)
-    weights = 4 * int(get_model_param_count(trainer.model))
-    check_room(run_dir, args, checkpoint_bytes(run_dir, trainer.estimated_bytes), weights)
+    check_room(run_dir, args, checkpoint_bytes(run_dir, trainer.estimated_bytes), weight_bytes(trainer))
+
+
+def weight_bytes(trainer: Any) -> int:
+    """The size of the finished model, in bytes."""
+    return int(get_model_param_count(trainer.model)) * next(iter(trainer.model.parameters())).element_size()
 
 
 def check_continues(checkpoint: Path, trainer: Any) -> None:
@@ -142,7 +147,7 @@ def go_back(trainer: Any, rewind: Rewind, run: TrainingRun) -> Path:
     begin = step_of(checkpoint)
     put_off = trainer.order.put_off_steps(begin, rewind.step)
     logger.warning(
-        "%s: going back to %s; the rows of steps %d to %d come last (%d of %d)", rewind, checkpoint, begin + 1,
+        "%s: going back to %s; the rows of steps %d to %d come last (rewind %d of %d)", rewind, checkpoint, begin + 1,
         rewind.step, len(past) + 1, run.loss_spike.rewinds,
     )  # fmt: skip
     lost = [entry for entry in trainer.state.log_history if entry["step"] > begin]

@@ -17,7 +17,7 @@ from ingot import plots
 from ingot.data.packing import TokenBlocks
 from ingot.data.shards import TokenShards
 from ingot.loading import load_model, load_tokenizer
-from ingot.runs import damage, read_json
+from ingot.runs import DiskFull, NotFinite, damage, read_json
 from ingot.training import pretrain_loop
 from ingot.training.callbacks import read_metrics
 from ingot.training.checkpoints import checkpoints_of
@@ -219,7 +219,7 @@ def test_a_run_that_stops_after_its_last_step_is_concluded(
     whole, expected = pretrain()
     with monkeypatch.context() as patch:
         patch.setattr(pretrain_loop, "save_model", full_disk)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(DiskFull, match="No space"):
             pretrain("stopped")
     parts, results = pretrain("stopped")
     assert_equal(weights(parts), weights(whole))
@@ -241,7 +241,7 @@ def test_the_best_model_is_kept_with_its_own_loss(
     assert_equal(weights(folder), weights_of_checkpoint(folder / f"checkpoint-{best}"))
     with monkeypatch.context() as patch:
         patch.setattr(pretrain_loop, "save_model", full_disk)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(DiskFull, match="No space"):
             pretrain("stopped", **BEST)
     parts, again = pretrain("stopped", **BEST)
     assert again["heldout_loss"] == 1.0
