@@ -86,12 +86,29 @@ class Source(Section):
         given = [k for k in ("path", "builtin", "hub") if getattr(self, k) is not None]
         if len(given) != 1:
             yield f"{key}: needs exactly one of path, builtin, hub; has {' and '.join(given) or 'none'}"
-        if self.hub is None:
-            for name in ("subset", "revision", "streaming"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    yield f"{key}.{name}: only for a Hub dataset; set hub, or remove {name}"
+        only = {"subset": "hub", "revision": "hub", "streaming": "hub", "format": "path", "separator": "path"}
+        only |= {"one_line_rows": "path"}
+        for name, needed in only.items():
+            if self.gives(name) and getattr(self, needed) is None:
+                what = "a Hub dataset" if needed == "hub" else "files"
+                yield f"{key}.{name}: only for {what}; set {needed}, or remove {name}"
         if self.conversations is not None and "text" in self.columns:
             yield f"{key}.conversations: columns maps text already; remove one of them"
+
+    def column_problems(self, key: str) -> Iterator[str]:
+        """What is contradictory in `columns` and `join`, where documents and not conversations are read."""
+        for ours, names in self.columns.items():
+            if not names:
+                yield f"{key}.columns.{ours}: names no column; name one, or remove {ours}"
+            elif ours != "text" and isinstance(names, list) and len(names) > 1:
+                yield f"{key}.columns.{ours}: only text can be joined of several columns; name one"
+        text = self.columns.get("text", [])
+        if self.gives("join") and (self.conversations is not None or isinstance(text, str) or len(text) == 1):
+            yield f"{key}.join: there is nothing to join; name several columns in columns.text, or remove join"
+
+    def gives(self, name: str) -> bool:
+        """Whether a key has another value than its default."""
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
 
 
 class Split(Section):
@@ -131,6 +148,7 @@ class Corpus(Cleaning):
         """Contradictions between the keys."""
         for i, source in enumerate(self.sources):
             yield from source.problems(f"data.sources.{i}")
+            yield from source.column_problems(f"data.sources.{i}")
         if all(source.split in ("validation", "test") for source in self.sources):
             yield "data.sources: every source is held out by its split; leave one to train on"
         yield from self.split.problems("data.split")
@@ -248,10 +266,22 @@ def list_units(sources: list[Source]) -> list[Unit]:
             units.append(Unit(source, path, source.hub or str(source.builtin)))
             continue
         files = _files(source, f"data.sources.{i}")
+        _refuse_idle_keys(source, {format_of(source, file.path) for file in files}, f"data.sources.{i}")
         root = _common_root([file.path for file in files])
         for file in files:
             units += _parts(source, file, f"{i}/{file.path.removeprefix(root)}")
     return units
+
+
+def _refuse_idle_keys(source: Source, formats: set[Format], key: str) -> None:
+    """Raises: InputError for a key that changes nothing in files of these formats."""
+    needed: dict[str, Format] = {"separator": "text", "one_line_rows": "csv", "dataset_split": "arrow"}
+    for name, format in needed.items():
+        if source.gives(name) and format not in formats:
+            raise InputError(
+                f"{key}.{name}: only for {format} files, and {source.path} names {' and '.join(sorted(formats))}; "
+                f"remove {name}"
+            )
 
 
 def _common_root(paths: list[str]) -> str:

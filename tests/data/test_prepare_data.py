@@ -200,12 +200,38 @@ def test_errors_in_worker_processes_arrive_as_one_line(
         ),
         ({"sources": [{"path": "x", "subset": "y"}]}, r"data\.sources\.0\.subset: only for a Hub dataset"),
         ({"sources": []}, r"data\.sources"),
+        (
+            {"sources": [{"path": "a.jsonl", "separator": "---"}]},
+            r"data\.sources\.0\.separator: only for text files, and",
+        ),
+        (
+            {"sources": [{"path": "a.jsonl", "one_line_rows": True}]},
+            r"one_line_rows: only for csv files, and .* jsonl; rem",
+        ),
+        (
+            {"sources": [{"path": "a.jsonl", "dataset_split": "x"}]},
+            r"dataset_split: only for arrow files, and .* jsonl",
+        ),
+        (
+            {"sources": [{"builtin": "sotu", "format": "csv"}]},
+            r"data\.sources\.0\.format: only for files; set path, or",
+        ),
+        (
+            {"sources": [{"path": "a.jsonl", "join": "x", "columns": {"text": "text"}}]},
+            r"data\.sources\.0\.join: there is nothing to join",
+        ),
+        ({"sources": [{"path": "a.jsonl", "columns": {"text": []}}]}, r"0\.columns\.text: names no column"),
+        (
+            {"sources": [{"path": "a.jsonl", "columns": {"id": ["id", "year"]}}]},
+            r"0\.columns\.id: only text can be joi",
+        ),
         ({"tokenizer": "/nowhere"}, r"data\.tokenizer: /nowhere does not exist; make it with"),
     ],
 )
 def test_mistakes_in_the_recipe_are_named(
-    tmp_path: Path, prepare: Prepare, data: dict[str, Any], message: str
+    tmp_path: Path, prepare: Prepare, data: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     path = write_jsonl(tmp_path / "a.jsonl", make_rows(3))
     with pytest.raises(InputError, match=message):
         prepare(**{"sources": [{"path": str(path)}], **data})
