@@ -53,7 +53,8 @@ def overflow(work: Workplace) -> dict[str, Any]:
     folder = work.folder / "nan-rate"
     run = work.begin(subject, folder)
     code, bad = run.wait(), work.processes.call(non_finite, folder)
-    return {"absurd_learning_rate_stops": code == 3 and not bad or f"code {code}, {bad[:1]}: {run.text[-300:]}"}
+    right = code == 3 and "\nerror: step " in run.text and not bad
+    return {"absurd_learning_rate_stops": right or f"code {code}, {bad[:1]}: {run.text[-300:]}"}
 
 
 def skipped(work: Workplace) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def skipped(work: Workplace) -> dict[str, Any]:
     poisoned = work.processes.warm(
         work.words(none, work.folder / "nan-skip-weights"), hooks={"poison": {"step": 7, "what": "weights"}}
     )
-    budget = poisoned.wait() == 3
+    budget = poisoned.wait() == 3 and "run.skip_nonfinite: 1 steps were skipped already" in poisoned.text
     return {
         "skips_within_the_budget": right or f"code {code}, step {last_step(folder)}, {bad[:1]}: {run.text[-300:]}",
         "stops_beyond_the_budget": budget or poisoned.text[-300:],

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -124,6 +124,7 @@ class Processes:
         self.folder, self.started = folder, list[Run]()
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(PRELOADED))
+        self.gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ.update(
             OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false",
             DS_ACCELERATOR="cpu", MPLBACKEND="agg",
@@ -157,14 +158,18 @@ class Processes:
             members.append(Member(process))
         return self._keep(members, log)
 
-    def cold(self, words: Sequence[str], environment: Mapping[str, str] | None = None) -> Run:
+    def cold(self, words: Sequence[str], with_gpus: bool = False) -> Run:
         """Starts a Python with these words, such as `-m ingot.cli pretrain ...`, in a session of its own."""
         log = self._log()
         root = str(Path(inside.__file__).parents[2])
         paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": paths}
+        if with_gpus:
+            environment.pop("CUDA_VISIBLE_DEVICES")
+            environment |= {"CUDA_VISIBLE_DEVICES": self.gpus} if self.gpus is not None else {}
         with open(log, "ab") as file:
             process = subprocess.Popen(
-                [sys.executable, *words], env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
+                [sys.executable, *words], env=environment,
                 stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         return self._keep([Member(process)], log)
