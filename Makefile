@@ -1,5 +1,5 @@
 # make quickstart: a model from raw text to chat.   make test: the suite.   Both set everything up first.
-.PHONY: install quickstart test test-slow quality style help
+.PHONY: install quickstart test test-slow faults quality style help
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,6 +15,7 @@ export TOKENIZERS_PARALLELISM ?= true
 help:
 	@echo "make quickstart   set up, then tokenizer, data, pretraining, SFT, DPO, evaluation, export"
 	@echo "make test         set up, then the test suite        make test-slow  the long tests"
+	@echo "make faults       set up, then the proofs of docs/reliability.md (half an hour)"
 	@echo "make quality      formatting, lint and types         make style      mend formatting"
 
 install: $(INSTALLED)
@@ -34,6 +35,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	python -m pytest -m slow
+
+faults: $(INSTALLED)
+	ingot faults
 
 quality: $(INSTALLED)
 	ruff check .
