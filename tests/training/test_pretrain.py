@@ -264,9 +264,7 @@ def test_an_interrupt_keeps_its_checkpoint_beside_the_best(
 
 
 def test_a_loss_that_is_not_a_number_is_never_saved(pretrain: Pretrain, tmp_path: Path) -> None:
-    with pytest.raises(
-        NotFinite, match=r"^step 3: loss is nan and grad_norm is nan. Its rows: 8, 9, 10, 11, see "
-    ):
+    with pytest.raises(NotFinite, match=r"^step 3: loss is nan and grad_norm is nan. Its rows: 8, 9, 10, 11, see "):
         pretrain(
             training__learning_rate=1e38, training__logging_steps=100, training__save_steps=2,
             training__warmup_steps=3, training__max_grad_norm=0, training__save_total_limit=None,
