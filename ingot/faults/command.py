@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ingot.failures import interruptible
 from ingot.faults.suite import CASES, run_case, selected
 from ingot.faults.workplace import Workplace
 from ingot.planning.arguments import Parser
@@ -60,9 +61,12 @@ def run_suite(names: Sequence[str], short: bool, seed: int, out: Path | None, ke
     work.processes.warm_up()
     began, cases = time.monotonic(), list[dict[str, Any]]()
     try:
-        for name in names:
-            cases.append(run_case(name, work))
-            work.say(f"{name}: {'passed' if cases[-1]['passed'] else 'NOT PASSED'} in {cases[-1]['seconds']:.0f} s")
+        with interruptible():
+            for name in names:
+                cases.append(run_case(name, work))
+                work.say(
+                    f"{name}: {'passed' if cases[-1]['passed'] else 'NOT PASSED'} in {cases[-1]['seconds']:.0f} s"
+                )
     finally:
         work.close()
         report = {

@@ -52,6 +52,11 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.endswith(TIMES)} for line in lines]
 
 
+def newest_step(run_dir: Path) -> int:
+    """The step of the newest checkpoint by its name alone, which a running process may have just written."""
+    return max(map(step_of, checkpoints(run_dir)), default=0)
+
+
 def last_step(run_dir: Path) -> int:
     """The last step that metrics.jsonl tells of."""
     return max((line["step"] for line in metrics(run_dir)), default=0)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ingot.faults.compare import corrupt, last_step, metrics_equal, newest_good, weights_hash
+from ingot.faults.compare import corrupt, last_step, metrics_equal, newest_good, newest_step, weights_hash
 from ingot.faults.workplace import Result, Subject, Workplace
 from ingot.training.checkpoint_folders import STAGING
 
@@ -86,7 +86,7 @@ def one(
 ) -> list[str]:
     """One run that meets a full disk, between two saves or inside one. Returns what is wrong."""
     run = work.begin(subject, folder, "--run.wait_for_disk=0")
-    run.wait_until(lambda: newest_good(folder) is not None)
+    run.wait_until(lambda: newest_step(folder) > 0)
     size = sum(p.stat().st_size for p in reference.glob("checkpoint-*/**/*") if p.is_file()) // 2
     in_save = drawn.random() < 0.5
     run.wait_until(lambda: (folder / STAGING).exists() == in_save)
@@ -117,7 +117,7 @@ def says_so(text: str, folder: Path) -> bool:
 def waited(work: Workplace, subject: Subject, reference: Path, folder: Path) -> list[str]:
     """A run that may wait for room goes on by itself when there is some."""
     run = work.begin(subject, folder, "--run.wait_for_disk=120")
-    run.wait_until(lambda: newest_good(folder) is not None)
+    run.wait_until(lambda: newest_step(folder) > 0)
     filler = Filler(folder.parent, 50_000)
     run.wait_until(lambda: filler.fill() and False or "waiting" in run.text)
     filler.go()

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import multiprocessing
 import os
 import sys
 import traceback
@@ -25,6 +26,7 @@ def command_in_child(words: list[str], log: str, environment: dict[str, str], ho
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # that of a process which nothing has forked
     gc.freeze()  # a trainer collects garbage, and what the server imported is much to look through
     from ingot.cli import command
     from ingot.runs import exit_code_of

@@ -10,6 +10,7 @@ from ingot.faults.compare import (
     metrics,
     metrics_equal,
     newest_good,
+    newest_step,
     rows_of_steps,
     step_of,
     tree_of,
@@ -90,7 +91,7 @@ def one_two_one(work: Workplace, subject: Subject) -> tuple[int, float, list[str
     for part, num in enumerate((1, 2, 1)):
         run = work.processes.warm(work.words(subject, folder), num, {"rows": str(rows[part])})
         until = (13, 27, 10**9)[part]
-        if run.wait_until(lambda until=until: _newest(folder) >= until):  # type: ignore[misc]
+        if run.wait_until(lambda until=until: newest_step(folder) >= until):  # type: ignore[misc]
             run.kill()
         begun.append(_newest(folder))
         new = rows_of_steps([rows[part]])
@@ -127,7 +128,7 @@ def refusal(work: Workplace, subject: Subject) -> list[str]:
 def stop_at(work: Workplace, subject: Subject, folder: Path, step: int) -> None:
     """Kills a run when it has a checkpoint of this step or a later one."""
     run = work.begin(subject, folder)
-    run.wait_until(lambda: _newest(folder) >= step)
+    run.wait_until(lambda: newest_step(folder) >= step)
     run.kill()
 
 

@@ -1,8 +1,10 @@
 """Every case, in the order in which they run."""
 
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from ingot.faults.workplace import Result, Workplace
@@ -33,13 +35,14 @@ def selected(only: Sequence[str], short: bool) -> list[str]:
 
 
 def run_case(name: str, work: Workplace) -> dict[str, Any]:
-    """The result of a case with its seconds; one that cannot come to its end has not passed."""
+    """The result of a case with its seconds; one that cannot come to its end has not passed, and says why."""
     began = time.monotonic()
     work.say(f"{name}: {CASES[name][1]}")
     function: Callable[[Workplace], Result] = getattr(import_module(f"ingot.faults.{CASES[name][0]}"), name)
     try:
         result = function(work)
-    except (RuntimeError, TimeoutError) as error:
-        what = {"error": str(error)}
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        what = {"error": f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"}
         result = {"name": name, "asked": CASES[name][1], "measured": what, "passed": False}
     return {**result, "seconds": round(time.monotonic() - began, 1)}
