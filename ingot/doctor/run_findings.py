@@ -269,7 +269,10 @@ def disk_findings(facts: Facts) -> Iterator[Finding]:
 
 
 def more_checkpoints(facts: Facts, begin: int) -> int:
-    """How many checkpoints there will be beside those that are there: one is written before the oldest goes."""
+    """How many checkpoints there will be beside those that are there, as the start of a run counts them.
+
+    The limit counts neither the best one nor the next one, which is written before the oldest goes.
+    """
     training, total = training_of(facts.record), facts.max_steps
     every = training.get("save_steps") or 500
     every = max(1, round(every * (total or 1)) if every < 1 else int(every))
@@ -277,7 +280,7 @@ def more_checkpoints(facts: Facts, begin: int) -> int:
     limit = training.get("save_total_limit")
     if not limit:
         return max(1, saves)
-    return max(1, min(saves, int(limit) + 1 - len(facts.checkpoints)))
+    return max(1, min(saves, int(limit) + 2 - len(facts.checkpoints)))
 
 
 def metrics_findings(facts: Facts) -> Iterator[Finding]:
