@@ -29,7 +29,8 @@ def check_config_file(folder: Path, trusted: bool) -> None:
     """
     file = folder / "config.json"
     config = read_mapping(file)
-    for problem in (*_numbers(config), *([] if trusted else _code(config)), *_unknown_keys(config)):
+    code = [] if trusted else _code(config)
+    for problem in (*_numbers(config), *code, *_other_class(config), *_unknown_keys(config)):
         raise InputError(f"{file}: {problem}")
     generation = folder / "generation_config.json"
     if generation.is_file():
@@ -56,6 +57,16 @@ def _numbers(config: Mapping[str, Any]) -> Iterator[str]:
             if type(value) is not int or not 0 < value <= MOST_LAYERS:
                 yield f"{key}: expected a whole number from 1 to {MOST_LAYERS}, got {value!r}"
     yield from _token_ids(config, config)
+
+
+def _other_class(config: Mapping[str, Any]) -> Iterator[str]:
+    """A model type that is not that of the class, where one of them is Ingot's."""
+    from transformers import CONFIG_MAPPING
+
+    named, kind = config.get("architectures"), config.get("model_type")
+    known = kind in CONFIG_MAPPING and isinstance(named, list) and named
+    if known and str(named[0]).startswith("Ingot") != (kind == "ingot"):
+        yield f"model_type: '{kind}' does not go with architectures: {named[0]}; restore it"
 
 
 def _token_ids(values: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:

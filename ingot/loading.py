@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingot.config_file import check_config_file
+from ingot.files import read_json
 from ingot.integrity import check_files as compare_with_record
 from ingot.recipe import InputError
 from ingot.runs import model_folder
@@ -27,7 +28,18 @@ def check_files(path: Path, weights: bool = True, unfinished: bool = False) -> N
 
     Raises: InputError that names the first file that is missing, changed or new.
     """
-    compare_with_record(path if _has_tokenizer(path) else model_folder(path), weights, unfinished)
+    compare_with_record(path if _has_tokenizer(path) else _folder(path), weights, unfinished)
+
+
+def _folder(path: Path) -> Path:
+    """The Hub-format folder at a path.
+
+    Raises: InputError when there is none; of a run whose config.json is gone, one that says so.
+    """
+    if not (path / "config.json").is_file():
+        inner = path / "model"
+        compare_with_record(inner if inner.is_dir() else path, weights=False, unfinished=True)
+    return model_folder(path)
 
 
 def _has_tokenizer(path: Path) -> bool:
@@ -44,7 +56,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False, unfinished: bool
 
     import modeling  # noqa: F401 - registers the Ingot classes
 
-    folder = path if _has_tokenizer(path) or (path / "tokenizer.json").is_file() else model_folder(path)
+    folder = path if _has_tokenizer(path) or (path / "tokenizer.json").is_file() else _folder(path)
     compare_with_record(folder, weights=False, unfinished=unfinished)
     check_tokenizer_files(folder, trust_remote_code)
     if (folder / "config.json").is_file():
@@ -65,7 +77,7 @@ def load_config(path: Path, trust_remote_code: bool = False, unfinished: bool = 
 
     import modeling  # noqa: F401 - registers the Ingot classes
 
-    folder = model_folder(path)
+    folder = _folder(path)
     compare_with_record(folder, weights=False, unfinished=unfinished)
     check_config_file(folder, trust_remote_code)
     with naming(folder / "config.json", "cannot be used"), silent():
@@ -80,7 +92,7 @@ def check_model(path: Path, trust_remote_code: bool = False, unfinished: bool = 
 
     Raises: InputError that names the file, or the tensors that are misshapen or of another type than config.json says.
     """
-    folder = model_folder(path)
+    folder = _folder(path)
     compare_with_record(folder, unfinished=unfinished)
     config = load_config(folder, trust_remote_code, unfinished)
     stored = read_headers(folder)
@@ -106,7 +118,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    folder = model_folder(path)
+    folder = _folder(path)
     check_model(folder, trust_remote_code, unfinished)
     with naming(folder, "the model cannot be loaded"), silent():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -121,13 +133,15 @@ def load_model(
 
 
 def check_checkpoint(folder: Path) -> None:
-    """The weights of a checkpoint that whole or adapter weights lie in: names, shapes, and that all are finite.
+    """What a checkpoint's files say of themselves: its JSON, and names, shapes and values of weights that lie whole.
 
     A trainer would fill what is missing with random numbers. Sharded weights are checked when they are put together.
     Raises: InputError that names the file and the tensors.
     """
     from safetensors import safe_open
 
+    for file in sorted(folder.glob("*.json")):
+        read_json(file)
     files = sorted(folder.glob("*.safetensors"))
     if (folder / "config.json").is_file() and files:
         check_model(folder)
