@@ -1,6 +1,5 @@
 """The machine around the GPUs: cores, memory, limits of containers and shells, compilers, the clock."""
 
-import importlib.metadata
 import os
 import resource
 import shutil
@@ -126,10 +125,8 @@ def _clock() -> Finding:
 
 
 def _installed() -> float:
-    """When the newest file of Ingot's installation was written, in seconds since 1970."""
-    files = importlib.metadata.files("ingot") or []
-    paths = [Path(str(f.locate())) for f in files if f.name in ("METADATA", "RECORD")]
-    return max((p.stat().st_mtime for p in [*paths, Path(ingot.__file__)] if p.is_file()), default=0.0)
+    """When Ingot's files were written, in seconds since 1970."""
+    return Path(ingot.__file__).stat().st_mtime
 
 
 def compiler_findings() -> Iterator[Finding]:

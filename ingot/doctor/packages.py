@@ -10,6 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from ingot import __version__
 from ingot.doctor.findings import Finding, fail, ok, warn
 from ingot.doctor.probing import HOME, Probe, ended
 
@@ -31,8 +32,7 @@ def requirements() -> dict[str, list[Requirement]]:
     A checkout that was updated may ask for more than when it was installed.
     """
     if in_checkout():
-        parser = configparser.ConfigParser()
-        parser.read(HOME / "setup.cfg", encoding="utf-8")
+        parser = _setup()
         texts = {"": parser.get("options", "install_requires"), **dict(parser.items("options.extras_require"))}
         return {extra: [Requirement(line) for line in text.strip().split("\n")] for extra, text in texts.items()}
     found: dict[str, list[Requirement]] = {"": []}
@@ -44,6 +44,12 @@ def requirements() -> dict[str, list[Requirement]]:
         for extra in [""] if "" in wanted else wanted:
             found[extra].append(requirement)
     return found
+
+
+def _setup() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(HOME / "setup.cfg", encoding="utf-8")
+    return parser
 
 
 def in_checkout() -> bool:
@@ -64,10 +70,13 @@ def version_findings() -> Iterator[Finding]:
 
 
 def _python() -> Finding:
-    bounds = SpecifierSet(importlib.metadata.metadata("ingot")["Requires-Python"])
+    if in_checkout():
+        bounds = SpecifierSet(_setup().get("options", "python_requires"))
+    else:
+        bounds = SpecifierSet(importlib.metadata.metadata("ingot")["Requires-Python"])
     version = platform.python_version()
     if bounds.contains(version, prereleases=True):
-        return ok("python", f"{version} (needs {bounds}), ingot {importlib.metadata.version('ingot')}")
+        return ok("python", f"{version} (needs {bounds}), ingot {__version__}")
     way = "make a virtual environment with a Python that fits, and install Ingot in it"
     return fail("python", f"{version} is not within {bounds}", way)
 
