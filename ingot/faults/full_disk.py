@@ -22,7 +22,7 @@ NUMBER = re.compile(r"\d[\d,.]* ?(bytes|kB|KB|KiB|MB|MiB|GB|GiB)")
 
 def full_disk(work: Workplace) -> Result:
     """Fills a small file system at seeded moments, once before the run begins."""
-    subject, drawn = work.pretrain("full_disk", training__max_steps=32), work.random("full_disk")
+    subject, drawn = work.usual, work.random("full_disk")
     reference, counts = work.reference(subject).folder, dict.fromkeys(("met", "named", "kept", "equal"), 0)
     times, wrong = 1 if work.short else 10, list[str]()
     with small_disk(work.folder / "disk") as disk:

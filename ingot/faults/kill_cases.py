@@ -21,7 +21,7 @@ def pretrain_subjects(work: Workplace) -> list[Subject]:
     shorter = [{"seq_length": 8, "share": 0.5}]
     background = {"run__background_save": True}
     return [
-        work.pretrain("muon_best_fit_dropout", data__packing="best_fit", **dropout),
+        work.usual,
         work.pretrain("adamw_accumulate_workers", **adamw, **workers),
         work.pretrain("muon_background", **background),
         work.pretrain("lion_bf16_background", training__bf16=True, **lion, **background),

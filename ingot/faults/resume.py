@@ -134,8 +134,7 @@ def stop_at(work: Workplace, subject: Subject, folder: Path, step: int) -> None:
 
 def finished_run(work: Workplace) -> Result:
     """A finished run is started three times more: no step, no file changed."""
-    subjects = [work.pretrain("finished")] if work.short else [work.pretrain("finished"), work.sft("finished_sft")]
-    subjects += [] if work.short else [work.dpo("finished_dpo")]
+    subjects = [work.usual] if work.short else [work.usual, work.sft("finished_sft"), work.dpo("finished_dpo")]
     starts, steps, changed, codes = 0, 0, 0, list[int]()
     for subject in subjects:
         folder = work.reference(subject).folder

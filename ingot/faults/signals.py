@@ -49,7 +49,7 @@ class Heard:
 def sigterm(work: Workplace) -> Result:
     """Every signal in every kind of moment; long: also cold processes, sft, dpo and two processes."""
     drawn, heard = work.random("sigterm"), Heard()
-    subjects = [work.pretrain("signals", training__max_steps=40)]
+    subjects = [work.usual if work.short else work.pretrain("signals", training__max_steps=40)]
     if not work.short:
         # several processes agree every few seconds, so this one runs longer than that
         longer = {"training__max_steps": 800, "training__eval_steps": 200, "training__save_steps": 200}

@@ -115,6 +115,12 @@ class Workplace:
         saves = {"training__save_steps": 4, "training__max_steps": 24}
         return Subject("", "pretrain", toys.pretrain_tree(self.corpus, self.folder)).changed(name, **saves | changes)
 
+    @property
+    def usual(self) -> Subject:
+        """The one that the short form uses throughout, so that one undisturbed run serves it."""
+        dropout = {f"model__{kind}_dropout": 0.1 for kind in ("attention", "residual", "embedding")}
+        return self.pretrain("muon_best_fit_dropout", data__packing="best_fit", **dropout)
+
     def sft(self, name: str, **changes: Any) -> Subject:
         """A recipe of sft with many saves."""
         return self._finetune(name, "sft", {"packing": True, "assistant_only_loss": True, **_SAVES}, changes)
