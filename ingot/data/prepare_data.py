@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from ingot.data.execution import DataRun
+from ingot.data.run_folder import open_alone, own_output
 from ingot.data.sources import Corpus
 from ingot.files import naming_full_disk
 from ingot.hashing import hash_sources
 from ingot.recipe import FilePath, InputError, Recipe, StageFolder, with_defaults
-from ingot.runs import MANIFEST, RunFolder, get_logger, open_run, read_json, sha256_file, write_json, write_text
+from ingot.runs import MANIFEST, RunFolder, get_logger, read_json, sha256_file, write_json, write_text
 
 if TYPE_CHECKING:
     from ingot.data.writing import Tokens
@@ -43,6 +44,7 @@ class DataRecipe(Recipe, stage="prepare_data"):
     def problems(self) -> Iterator[str]:
         yield from self.data.problems()
         yield from self.run.problems()
+        yield from own_output(self.data, self.run.dir)
 
     def source_files(self) -> Iterator[Path]:
         yield from self.data.files()
@@ -53,7 +55,7 @@ class DataRecipe(Recipe, stage="prepare_data"):
 
 def run(recipe: DataRecipe) -> dict[str, Any]:
     """Runs the stage. Returns the counts of documents, bytes and tokens per split and of what was dropped and why."""
-    with naming_full_disk(recipe.run.dir), open_run(recipe) as folder:
+    with naming_full_disk(recipe.run.dir), open_alone(recipe) as folder:
         if folder.complete:
             return folder.results
         _warn_of_other_documents(recipe)
@@ -80,7 +82,10 @@ def _read_tokenizer(data: DataSection) -> "Tokens":
     path = data.tokenizer / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"data.tokenizer: {data.tokenizer} has no tokenizer.json; name one that has")
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no class of its own
+        raise InputError(f"data.tokenizer: {path} cannot be read: {error}; get it again, or name another") from None
     name = data.end_of_document or END_OF_DOCUMENT
     if data.end_of_document is None and tokenizer.token_to_id(name) is None:
         config = data.tokenizer / "tokenizer_config.json"
@@ -94,8 +99,9 @@ def _read_tokenizer(data: DataSection) -> "Tokens":
 
 def _warn_of_other_documents(recipe: DataRecipe) -> None:
     """Says so when the tokenizer was trained on documents that this recipe holds out."""
-    manifest = recipe.data.tokenizer / MANIFEST
-    if not manifest.is_file():
+    split, manifest = recipe.data.split, recipe.data.tokenizer / MANIFEST
+    given = any(source.split not in (None, "train") for source in recipe.data.sources)
+    if not manifest.is_file() or not (split.validation or split.test or given):
         return
     trained_on = read_json(manifest)["recipe"].get("data", {})
     if trained_on is None:  # taken over from elsewhere

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from ingot.data.run_folder import open_alone, own_output
 from ingot.data.sources import Corpus
 from ingot.recipe import FilePath, InputError, Recipe, Section
-from ingot.runs import get_logger, open_run, progress
+from ingot.runs import get_logger, progress
 from ingot.tokenization.build import (
     SMALLEST_VOCABULARY,
     TOKENIZER_FILES,
@@ -82,6 +83,7 @@ class TokenizerRecipe(Recipe, stage="train_tokenizer"):
         yield from self.tokenizer.problems()
         if self.data is not None:
             yield from self.data.problems()
+            yield from own_output(self.data, self.run.dir)
         elif self.tokenizer.from_ is None:
             yield "data: missing; name the corpus to train on"
 
@@ -112,7 +114,7 @@ def files_of(source: Path) -> Iterator[Path]:
 
 def run(recipe: TokenizerRecipe) -> dict[str, Any]:
     """Runs the stage; `run.dir` then loads with AutoTokenizer. Returns its size and how it packs the training text."""
-    with open_run(recipe) as folder:
+    with open_alone(recipe) as folder:
         if folder.complete:
             return folder.results
         work = folder.path / ".work"

@@ -225,6 +225,7 @@ def test_errors_in_worker_processes_arrive_as_one_line(
             {"sources": [{"path": "a.jsonl", "columns": {"id": ["id", "year"]}}]},
             r"0\.columns\.id: only text can be joi",
         ),
+        ({"tokenizer": "broken"}, r"data\.tokenizer: broken/tokenizer\.json cannot be read: .*; get it again"),
         ({"tokenizer": "/nowhere"}, r"data\.tokenizer: /nowhere does not exist; make it with"),
     ],
 )
@@ -232,6 +233,8 @@ def test_mistakes_in_the_recipe_are_named(
     tmp_path: Path, prepare: Prepare, data: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/tokenizer.json").write_text("{}")
     path = write_jsonl(tmp_path / "a.jsonl", make_rows(3))
     with pytest.raises(InputError, match=message):
         prepare(**{"sources": [{"path": str(path)}], **data})
@@ -243,7 +246,12 @@ def test_a_tokenizer_made_with_other_documents_is_mentioned(
     monkeypatch.setattr(logging.getLogger("ingot"), "propagate", True)
     path = write_jsonl(tmp_path / "a.jsonl", make_rows(3))
     prepare([{"path": str(path)}])
-    assert "the tokenizer's recipe has other data.sources: it may have seen held-out documents" in caplog.text
+    assert "it may have seen held-out documents" not in caplog.text  # there are none
+    prepare([{"path": str(path)}], split={"test": 1})
+    assert (
+        "the tokenizer's recipe has other data.sources and data.split: it may have seen held-out documents"
+        in caplog.text
+    )
 
 
 def test_token_files_are_as_small_as_the_vocabulary_allows() -> None:
