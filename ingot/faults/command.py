@@ -54,32 +54,35 @@ def _parser() -> Parser:
 def run_suite(names: Sequence[str], short: bool, seed: int, out: Path | None, keep: bool) -> dict[str, Any]:
     """Runs cases one after the other: {"passed", "seconds", "machine", "versions", "seed", "cases"}.
 
-    The report is also written to faults.json in the folder when that is kept.
+    In a folder that is kept the report is also faults.json, written anew after every case.
     """
     folder = _folder(out)
     work = Workplace(folder, seed, short, lambda line: print(line, file=sys.stderr, flush=True))
     work.processes.warm_up()
-    began, cases = time.monotonic(), list[dict[str, Any]]()
+    report: dict[str, Any] = {"passed": False, "short": short, "seed": seed, "seconds": 0.0, "machine": _machine()}
+    report |= {"versions": versions(), "cases": []}
+    began = time.monotonic()
     try:
         with interruptible():
             for name in names:
-                cases.append(run_case(name, work))
-                work.say(
-                    f"{name}: {'passed' if cases[-1]['passed'] else 'NOT PASSED'} in {cases[-1]['seconds']:.0f} s"
-                )
+                _add(report, run_case(name, work), work)
+                report["seconds"] = round(time.monotonic() - began, 1)
+                report["passed"] = len(report["cases"]) == len(names) and all(c["passed"] for c in report["cases"])
+                write_json(folder / "faults.json", report)
     finally:
         work.close()
-        report = {
-            "passed": len(cases) == len(names) and all(case["passed"] for case in cases), "short": short, "seed": seed,
-            "seconds": round(time.monotonic() - began, 1), "machine": _machine(), "versions": versions(),
-            "cases": cases,
-        }  # fmt: skip
-        if out is not None or keep:
-            write_json(folder / "faults.json", report)
-            work.say(f"everything is in {folder}")
-        else:
+        if out is None and not keep:
             shutil.rmtree(folder, ignore_errors=True)
+        else:
+            work.say(f"everything is in {folder}")
     return report
+
+
+def _add(report: dict[str, Any], case: dict[str, Any], work: Workplace) -> None:
+    report["cases"].append(case)
+    work.say(f"{case['name']}: {'passed' if case['passed'] else 'NOT PASSED'} in {case['seconds']:.0f} s")
+    for line in () if case["passed"] else [case["measured"].get("error", ""), *case["measured"].get("wrong", [])]:
+        work.say(f"  {line}")
 
 
 def _folder(out: Path | None) -> Path:

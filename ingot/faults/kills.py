@@ -88,8 +88,13 @@ class OneRun:
         if self.pending or left == 0:
             self._judge(self._last())
         self.tally.runs += 1
-        self.tally.equal_weights += weights_hash(self.folder) == weights_hash(reference.folder)
-        self.tally.equal_metrics += metrics_equal(self.folder, reference.folder)
+        weights = weights_hash(self.folder) == weights_hash(reference.folder)
+        lines = metrics_equal(self.folder, reference.folder)
+        self.tally.equal_weights += weights
+        self.tally.equal_metrics += lines
+        if not weights or not lines:
+            what = "metrics" if weights else "weights"
+            self.tally.wrong.append(f"{self.folder.name}, {self.subject.name}: other {what} than undisturbed")
 
     def _last(self) -> Run:
         run = self.work.begin(self.subject, self.folder)

@@ -123,11 +123,15 @@ class Workplace:
 
     def sft(self, name: str, **changes: Any) -> Subject:
         """A recipe of sft with many saves."""
-        return self._finetune(name, "sft", {"packing": True, "assistant_only_loss": True, **_SAVES}, changes)
+        return self._finetune(
+            name, "sft", {**_SAVES, "learning_rate": 1e-2, "packing": True, "assistant_only_loss": True}, changes
+        )
 
     def dpo(self, name: str, **changes: Any) -> Subject:
         """A recipe of dpo with many saves."""
-        return self._finetune(name, "dpo", {"precompute_ref_log_probs": True, **_SAVES}, changes)
+        return self._finetune(
+            name, "dpo", {**_SAVES, "learning_rate": 1e-3, "precompute_ref_log_probs": True}, changes
+        )
 
     def _finetune(self, name: str, stage: str, training: dict[str, Any], changes: dict[str, Any]) -> Subject:
         tree = toys.finetune_tree(self.folder, self.start, self.rows, training)
