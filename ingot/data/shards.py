@@ -39,7 +39,7 @@ class TokenShards:
             raise InputError(
                 f"{folder}: no token shards here (no {DESCRIPTION}); name an output folder of prepare_data"
             )
-        self.description = read_json(folder / DESCRIPTION)
+        self.description = _description(folder)
         entry = self.description["splits"].get(split)
         if entry is None or entry["documents"] == 0:
             held = ", ".join(name for name, e in self.description["splits"].items() if e["documents"])
@@ -48,6 +48,7 @@ class TokenShards:
         self.num_tokens: int = entry["tokens"]
         self.num_bytes: int = entry["bytes"]
         self.files, self.ends = [], []
+        self._paths = [folder / TOKENS / f"{shard['name']}.ends" for shard in entry["shards"]]
         allow_open_files(2 * len(entry["shards"]))
         for shard in entry["shards"]:
             path = folder / TOKENS / shard["name"]
@@ -76,15 +77,26 @@ class TokenShards:
         starts, ends = np.zeros(len(documents), np.int64), np.empty(len(documents), np.int64)
         edges = documents.searchsorted(self._first)
         for number, (begin, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+            if begin == end:
+                continue
             inside = documents[begin:end] - self._first[number]
             ends[begin:end] = self.ends[number][inside]
             starts[begin:end] = np.where(inside > 0, self.ends[number][inside - 1], 0)
+            if (ends[begin:end] <= starts[begin:end]).any() or ends[begin:end].max() > len(self.files[number]):
+                raise InputError(f"{self._paths[number]}: is not as it was written; run prepare_data again")
         return shard, starts, ends - starts
 
     def document(self, index: int) -> NDArray[Any]:
         """The token ids of a document, in the order of the files."""
         (shard,), (start,), (length,) = self.spans(np.array([index]))
         return self.files[shard][start : start + length]
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    found = read_json(folder / DESCRIPTION)
+    if not isinstance(found, dict) or not isinstance(found.get("splits"), dict):
+        raise InputError(f"{folder / DESCRIPTION}: does not describe shards; run prepare_data again")
+    return found
 
 
 def _map(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:

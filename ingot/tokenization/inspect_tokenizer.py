@@ -6,6 +6,8 @@ from itertools import islice
 from pathlib import Path
 
 from ingot.planning.arguments import Parser
+from ingot.recipe import InputError
+from ingot.tokenization.build import TOKENIZER_FILES
 from ingot.tokenization.inspect import Subject, Text, describe, own_texts
 from ingot.tokenization.pages import html_page, present, text_page
 
@@ -21,9 +23,19 @@ def inspect_tokenizer_command(arguments: Sequence[str]) -> None:
     Raises: InputError in one line that names the word or file.
     """
     words = parse(arguments)
+    _refuse_no_tokenizer(words.folder)
     texts = [*own_texts(), *(text_of_file(path) for path in words.text)]
     others = [Subject(folder) for folder in (known_folders() if words.against is None else words.against)]
     present(describe(Subject(words.folder), others, texts), words, html_page, text_page)
+
+
+def _refuse_no_tokenizer(folder: Path) -> None:
+    places = (folder, folder / "model")
+    if not any(path.name.startswith(TOKENIZER_FILES) for place in places for path in place.glob("*")):
+        what = "no tokenizer here (no tokenizer.json)" if folder.is_dir() else "no such folder"
+        raise InputError(
+            f"{folder}: {what}; name a run of train_tokenizer, a model, or a folder with a tokenizer.json"
+        )
 
 
 def parse(arguments: Sequence[str]) -> Namespace:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
+from ingot.recipe import InputError
 from ingot.runs import write_text
 
 WIDTH = 110  # characters of a line
@@ -231,9 +232,15 @@ def _chat_html(chat: dict[str, Any] | None) -> str:
 def present(
     found: dict[str, Any], words: Namespace, html: Callable[[dict[str, Any]], str], text: Callable[..., str]
 ) -> None:
-    """Shows what was found as `ingot inspect` was asked to: `--html` writes a page, `--json` prints JSON alone."""
+    """Shows what was found as `ingot inspect` was asked to: `--html` writes a page, `--json` prints JSON alone.
+
+    Raises: InputError when the page cannot be written.
+    """
     if words.html is not None:
-        write_text(words.html, html(found))
+        try:
+            write_text(words.html, html(found))
+        except OSError as error:
+            raise InputError(f"--html: {words.html}: cannot be written: {error.strerror}") from None
     if words.json:
         print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
         return

@@ -276,6 +276,31 @@ def test_a_damaged_file_of_dropped_documents_is_named(folder: Path, tmp_path: Pa
         inspect_data_command([str(copy)])
 
 
+def test_a_description_that_is_none_is_named(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for content in ("[]", "{}", "{"):
+        (copy / "data.json").write_text(content)
+        with pytest.raises(InputError, match=r"data\.json: "):
+            inspect_data_command([str(copy)])
+
+
+def test_ends_that_cannot_be_are_named(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (path,) = copy.glob("tokens/train-*.ends")
+    good = np.fromfile(path, "<u8")
+    for place, value in ((1, 2**62), (1, 0), (len(good) - 1, good[-1] + 1)):
+        bad = good.copy()
+        bad[place] = value
+        bad.tofile(path)
+        with pytest.raises(InputError, match=r"train-00000\.ends: is not as it was written; run prepare_data again"):
+            inspect_data_command([str(copy)])
+
+
+def test_a_page_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--html: .*page\.html: cannot be written: No such file or directory"):
+        inspect_data_command([str(folder), "--html", str(tmp_path / "none" / "page.html")])
+
+
 def test_many_shards_raise_the_limit_of_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     resource = pytest.importorskip("resource")
     asked = []

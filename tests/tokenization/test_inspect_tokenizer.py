@@ -69,7 +69,7 @@ def test_known_tokenizers_are_found_beside_the_project(tmp_path: Path, monkeypat
     [
         ([], "ingot inspect tokenizer: .*folder"),
         (["x", "--jsn"], "--jsn: no such option; did you mean --json"),
-        (["nowhere", "--against"], "nowhere: no model here"),
+        (["nowhere", "--against"], "nowhere: no such folder; name a run of train_tokenizer"),
     ],
 )
 def test_mistakes_are_named(words: list[str], message: str) -> None:
