@@ -21,6 +21,8 @@ logger = get_logger(__name__)
 
 CHAIN = ("train_tokenizer", "prepare_data", "pretrain", "sft", "dpo", "evaluate", "export")
 TRAINING = ("pretrain", "sft", "dpo")
+# seconds that torch's launcher gives its processes to save after a signal, before it kills them
+LAUNCHER = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
 HELP = """usage: ingot run FOLDER [--run.dir DIR] [--stages a,b,...] [--launch ACCELERATE_CONFIG] [--num_processes N]
                  [--resume | --restart] [--STAGE.section.key=value ...]
 
@@ -198,14 +200,18 @@ def start(link: Link, request: Request) -> int:
     if request.launch and link.recipe.stage in TRAINING:
         number = ["--num_processes", str(request.num_processes)] if request.num_processes else []
         words = ["-m", "accelerate.commands.launch", "--config_file", request.launch, *number, *words]
-    child = subprocess.Popen([sys.executable, *words], start_new_session=True, preexec_fn=_end_with_parent)
+    environment = {**LAUNCHER, **os.environ}
+    child = subprocess.Popen(
+        [sys.executable, *words], start_new_session=True, preexec_fn=_end_with_parent, env=environment
+    )
     received: list[int] = []
 
     def pass_on(number: int, _: Any) -> None:
         received.append(number)
-        _pass_on(child, number)
+        # the launcher of several processes would die of SIGUSR1 and leave them alone
+        _pass_on(child, signal.SIGTERM if number == signal.SIGUSR1 else number)
 
-    previous = {which: signal.signal(which, pass_on) for which in (signal.SIGINT, signal.SIGTERM)}
+    previous = {which: signal.signal(which, pass_on) for which in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         code = child.wait()
     finally:

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ OPENED = re.compile(
     r"added_tokens\.json|vocab\..*|merges\..*|chat_template.*|spiece\..*|sentencepiece\..*|\.metadata|"
     r".*_state\.json|.*\.index\.json|.*\.(safetensors|bin|pt|pth|ckpt|pkl|pickle|distcp|py|jinja)"
 )
+THREADS = 4  # that hash the files of a folder; a checkpoint has two large ones
 LARGE = 16 << 20  # bytes; a larger file that stays as it is is read once in a process
 SETTLED = 2.0  # seconds; a file written this recently may change again without a new time
 _known: dict[str, tuple[tuple[int, ...], str]] = {}  # path -> (stamp, sha256) of large files
@@ -97,7 +99,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None
 
 
@@ -129,12 +131,19 @@ def write_checksums(folder: Path, leave_out: Collection[str] = ()) -> None:
     """Records size and sha256 of a folder's files in it, but for those to `leave_out`; makes all of it durable."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
     names = {str(p.relative_to(folder)): p for p in files}
-    write_json(folder / CHECKSUMS, {name: describe_file(p) for name, p in names.items() if name not in leave_out})
-    for path in (*files, *(p for p in folder.rglob("*") if p.is_dir()), folder):
+    listed = {name: path for name, path in names.items() if name not in leave_out}
+    with ThreadPoolExecutor(THREADS) as pool:  # hashing and waiting for the disk at once
+        synced = [pool.submit(sync, path) for path in files]
+        records = list(pool.map(describe_file, listed.values()))
+        for done in synced:
+            done.result()
+    write_json(folder / CHECKSUMS, dict(zip(listed, records, strict=True)))
+    for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
         sync(path)
 
 
 def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -182,9 +191,9 @@ def damage(folder: Path) -> str | None:
         checksums = read_checksums(folder / CHECKSUMS)
     except InputError as error:
         return f"{folder / CHECKSUMS} is missing" if not (folder / CHECKSUMS).is_file() else str(error)
-    for name, recorded in checksums.items():
-        problem = compare(folder / name, recorded)
-        if problem is not None:
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda name: compare(folder / name, checksums[name]), checksums)
+        if (problem := next(filter(None, found), None)) is not None:
             return problem
     added = next(unlisted(folder, checksums), None)
     return None if added is None else f"{folder / added} was not there when the folder was written"
