@@ -38,6 +38,8 @@ def message(recipe_class: type[Recipe], error: ErrorDetails) -> str:
         return f"{name}: {_unknown(recipe_class, path)}"
     if error["type"] == "missing":
         return f"{name}: {_missing(recipe_class, path)}"
+    if error["type"] == "too_short" and not error["input"]:
+        return f"{name}: is empty; give at least {error['ctx']['min_length']}"
     if error["type"] in ("value_error", "assertion_error"):
         return f"{name}: {error['msg'].removeprefix('Value error, ')}"
     expected = _describe_field(recipe_class, path) or error["msg"]

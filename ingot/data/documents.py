@@ -108,7 +108,8 @@ class _RowReader:
         mapped, there = self.mapped, set(names)
         text = self._text_columns(mapped, there)
         if not text:
-            return BadRow("missing_column", f"no column 'text'; {_those(names)}; map one with columns: {{text: NAME}}")
+            way_out = "map one with columns: {text: NAME}, or a list of messages with conversations: {column: NAME}"
+            return BadRow("missing_column", f"no column 'text'; {_those(names)}; {way_out}")
         for name in (*text, *(n for columns in mapped.values() for n in columns), *self.source.where):
             if name not in there:
                 meant = nearest(name, there)

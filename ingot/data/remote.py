@@ -49,6 +49,8 @@ def file_system(path: str) -> tuple[Any, str]:
         raise InputError(f"{path}: {protocol}:// needs a package that is not installed: {way_out}") from None
     except ValueError:
         raise InputError(f"{path}: unknown protocol {protocol}://; use s3, gs, hf, http(s) or a local path") from None
+    except Exception as error:  # some connect at once, and every package has exceptions of its own
+        raise InputError(f"{path}: cannot be opened: {type(error).__name__}: {_first_line(error)}") from None
     return found, str(inner)
 
 
@@ -76,12 +78,27 @@ def _list(found: Any, inner: str) -> list[RemoteEntry]:
 
     if has_magic(inner):
         entries = found.glob(inner, detail=True)
-    elif found.protocol not in ("http", "https", ("http", "https")) and found.isdir(inner):
+    elif found.protocol in ("http", "https", ("http", "https")):
+        entries = _web_file(found, inner)
+    elif found.isdir(inner):
         entries = found.find(inner, detail=True)
     else:
         entries = {inner: found.info(inner)} if found.exists(inner) else {}
     files = [(name, info) for name, info in entries.items() if info.get("type") != "directory"]
     return [RemoteEntry(found.unstrip_protocol(name), info.get("size"), _stamp(info)) for name, info in files]
+
+
+def _web_file(found: Any, inner: str) -> dict[str, Any]:
+    """A file of a web server, if it is there. Raises: what the server or the network said instead."""
+    from aiohttp import ClientResponseError
+
+    try:
+        return {inner: found.info(inner)}
+    except FileNotFoundError as error:  # said of everything that goes wrong
+        cause = error.__cause__
+        if cause is None or isinstance(cause, ClientResponseError) and cause.status in (404, 410):
+            return {}
+        raise cause from None
 
 
 def _stamp(info: dict[str, Any]) -> str:

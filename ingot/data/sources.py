@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import Field
@@ -22,6 +22,7 @@ from ingot.data.listing import (
 from ingot.data.remote import is_remote
 from ingot.recipe import FilePath, InputError, Section
 
+OTHER_PACKED = (".bz2", ".xz", ".zip", ".7z", ".rar", ".tar", ".tgz", ".lz4", ".br")
 Scalar = bool | int | float | str
 
 
@@ -210,6 +211,9 @@ class Unit:
 def format_of(source: Source, path: str) -> Format:
     """The format of a source's file. Raises: InputError for a name that says nothing."""
     found = source.format or format_by_name(path)
+    packed = PurePosixPath(path).suffix.lower()
+    if packed in OTHER_PACKED:
+        raise InputError(f"{path}: {packed} is not read; unpack it, or pack it as .zst or .gz")
     if found is None:
         known = ", ".join(dict.fromkeys(FORMATS.values()))
         raise InputError(f"{path}: cannot tell the format; set `format` to one of {known}")

@@ -8,6 +8,7 @@ import pytest
 
 from ingot.data import listing
 from ingot.data.listing import find_files
+from ingot.data.sources import Source, list_units
 from ingot.recipe import InputError
 
 
@@ -59,3 +60,11 @@ def test_a_name_with_the_signs_of_a_glob_is_a_name(folder: Path) -> None:
 def test_no_path_is_not_this_folder(folder: Path) -> None:
     with pytest.raises(InputError, match=r"data\.sources\.0\.path: is empty; name a file"):
         found("")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.bz2", "a.jsonl.xz", "a.zip"])
+def test_other_compression_is_named(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"x")
+    for format in (None, "jsonl"):
+        with pytest.raises(InputError, match=rf"{name}: \.\w+ is not read; unpack it, or pack it as \.zst or \.gz"):
+            list_units([Source.model_validate({"path": name, "format": format})])

@@ -199,7 +199,7 @@ def test_errors_in_worker_processes_arrive_as_one_line(
             r"data\.sources\.0: needs exactly one of path, builtin, hub",
         ),
         ({"sources": [{"path": "x", "subset": "y"}]}, r"data\.sources\.0\.subset: only for a Hub dataset"),
-        ({"sources": []}, r"data\.sources"),
+        ({"sources": []}, r"data\.sources: is empty; give at least 1"),
         (
             {"sources": [{"path": "a.jsonl", "separator": "---"}]},
             r"data\.sources\.0\.separator: only for text files, and",

@@ -242,3 +242,18 @@ def test_web_servers(web: str, tmp_path: Path) -> None:
     assert texts_of(f"{web}/*.jsonl*") == expected * 2
     with pytest.raises(InputError, match=r"no file matches http://.*/none\.jsonl"):
         texts_of(f"{web}/none.jsonl")
+
+
+def test_a_web_server_that_cannot_be_reached_is_not_a_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "WAITS", ())
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9/a\.jsonl: cannot be read: Client\w+: .*:9"):
+        list_units([Source(path="http://127.0.0.1:9/a.jsonl")])
+
+
+def test_a_file_system_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no such host")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
+    with pytest.raises(InputError, match=r"ftp://x/a\.jsonl: cannot be opened: RuntimeError: no such host"):
+        list_units([Source(path="ftp://x/a.jsonl")])
