@@ -92,7 +92,7 @@ def build_finding(seen: Mapping[str, Any], driver: str | None, devices: bool) ->
     build = f"CUDA {seen['cuda']}" if seen["cuda"] else f"ROCm {seen['hip']}" if seen["hip"] else "CPU alone"
     text = f"{seen['torch']}, built for {build}" + (f"; the driver runs CUDA up to {driver}" if driver else "")
     if seen["available"]:
-        return ok("torch", f"{text}; {len(seen['gpus'])} GPUs")
+        return ok("torch", f"{text}; {len(seen['gpus'])} GPU{'s' * (len(seen['gpus']) > 1)}")
     if not devices:
         return ok(
             "torch", f"{text}; " + ("Apple's GPU (MPS)" if seen["mps"] else "no GPU here, training uses the CPU")

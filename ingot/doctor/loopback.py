@@ -76,6 +76,8 @@ def loopback_findings(scratch: Path, gpus: bool) -> Iterator[Finding]:
         log = scratch / f"{backend}.log"
         try:
             found = ask(f"ingot.doctor.loopback:{backend}", log, SECONDS)
-            yield ok(backend, f"{found['processes']} processes on this machine reach each other")
+            number = found["processes"]
+            alone = "it starts; one GPU has nobody to talk to"
+            yield ok(backend, f"{number} processes on this machine reach each other" if number > 1 else alone)
         except (RuntimeError, TimeoutError) as error:
             yield fail(backend, f"processes on this machine do not reach each other: {error}", WAYS[backend])

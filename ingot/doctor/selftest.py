@@ -18,7 +18,7 @@ from typing import Any
 from ingot.cli import STAGES, recipe_class, run_stage
 from ingot.doctor.findings import Finding, fail, ok, warn
 from ingot.doctor.kill_and_resume import kill_in_a_save, proof_of_continuation
-from ingot.doctor.packages import pip_command
+from ingot.doctor.packages import in_checkout, pip_command
 from ingot.doctor.probing import Probe, ended
 from ingot.doctor.toy_recipes import STEPS, recipe_trees, write_corpus
 from ingot.recipe import build_recipe
@@ -163,6 +163,9 @@ def run_steps(folder: Path) -> Iterator[Finding]:
             return
         try:
             text = step(folder)
+        except ModuleNotFoundError as error:
+            yield fail(what, str(error), "pip install -e ." if in_checkout() else "pip install ingot")
+            return
         except Exception as error:
             yield fail(what, f"{type(error).__name__}: {str(error).strip()[:600]}", WAY)
             return
