@@ -57,6 +57,8 @@ def install(hooks: Hooks) -> None:
         poison = hooks.get("poison", {}) if hooks.get("poison", {}).get("step") == step else {}
         if poison:
             spoil_weights(model, poison["what"])
+            if poison["what"] == "spike":  # a run that goes back does not meet it again
+                del hooks["poison"]
         loss = original(self, model, inputs, *args, **kwargs)
         if poison.get("what") == "gradient":
             next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("nan"))
