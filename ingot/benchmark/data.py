@@ -22,6 +22,7 @@ logger = get_logger(__name__)
 DOCUMENT = 3000  # characters of a document that is cut from a speech, about a web page's
 VOCABULARY = 10_240
 SLICE = 50_000_000  # bytes of text for which every case has its turn
+WRITING = ("our_step", "end_to_end")  # those that are measured with every number of workers
 TARGETS = {"our_step": 0.95, "end_to_end": 0.85}
 
 
@@ -58,9 +59,11 @@ def run(
     """All cases at all numbers of workers; the table's rates are those of the most workers."""
     most = max(workers)
     slices = list(write_corpus(folder / "corpus", texts(files, size), most))
+    if not slices:
+        raise InputError(f"--bytes: {size:,} are fewer than {most} documents, one for each worker; ask for more")
     path = tokenizer / "tokenizer.json" if tokenizer else train(folder, slices[0])
     totals = {(case, most, batch): Total() for case in CASES for batch in _batches(case)}
-    totals |= {(case, w, BATCHES[0]): Total() for w in workers for case in ("our_step", "end_to_end")}
+    totals |= {(case, w, BATCHES[0]): Total() for w in workers for case in WRITING}
     for number, one in enumerate(slices):
         for case, w, batch in random.Random(number).sample(list(totals), len(totals)):
             totals[case, w, batch].add(measure(case, one, path, folder / "out", w, batch))
@@ -74,7 +77,11 @@ def run(
         "load_average": list(os.getloadavg()),
         "cases": {case: total.described(raw) for case, total in best.items()},
         "scaling": [
-            {"workers": w, **{case: totals[case, w, BATCHES[0]].rate for case in ("our_step", "end_to_end")}}
+            {
+                "workers": w,
+                **{case: totals[case, w, BATCHES[0]].rate for case in WRITING},
+                "tokens_per_second": {case: totals[case, w, BATCHES[0]].token_rate for case in WRITING},
+            }
             for w in workers
         ],
         "start_up": "excluded: processes, imports, loading of the tokenizer and (raw, our_step) of the texts",
@@ -106,6 +113,11 @@ class Total:
     def rate(self) -> float:
         """Bytes of text a second."""
         return self.num_bytes / sum(m.seconds for m in self.found)
+
+    @property
+    def token_rate(self) -> float:
+        """Tokens a second, where the case counts them."""
+        return sum(m.num_tokens for m in self.found) / sum(m.seconds for m in self.found)
 
     @property
     def best(self) -> float:
@@ -194,7 +206,7 @@ def write_corpus(folder: Path, documents: Iterator[str], workers: int) -> Iterat
         line = json.dumps({"id": f"{number}-{len(waiting)}", "text": text}, ensure_ascii=False) + "\n"
         waiting.append(line.encode())
         size += len(waiting[-1])
-        if size >= SLICE:
+        if size >= SLICE * max(1, workers // 4):  # seconds for every worker
             yield write()
             waiting, size, number = [], 0, number + 1
     if len(waiting) >= workers:
@@ -235,24 +247,32 @@ def as_table(results: dict[str, Any]) -> str:
             f"| {row['bytes_per_cpu_second'] / 1e6:.2f} | {row['cpu_share']:.1%} | {target} "
             f"| {row['peak_memory'] / 1e6:,.0f} MB |"
         )
-    lines += ["", "| workers | our step, MB/s | .jsonl.zst to shards, MB/s |", "|---:|---:|---:|"]
+    lines += ["", "| processes | our step, MB/s | tokens/s | .jsonl.zst to shards, MB/s | tokens/s | of linear |"]
+    lines += ["|---:|---:|---:|---:|---:|---:|"]
+    first = results["scaling"][0]
     for row in results["scaling"]:
-        lines.append(f"| {row['workers']} | {row['our_step'] / 1e6:.2f} | {row['end_to_end'] / 1e6:.2f} |")
+        tokens, linear = row["tokens_per_second"], row["end_to_end"] / row["workers"] * first["workers"]
+        lines.append(
+            f"| {row['workers']} | {row['our_step'] / 1e6:.2f} | {tokens['our_step']:,.0f} "
+            f"| {row['end_to_end'] / 1e6:.2f} | {tokens['end_to_end']:,.0f} | {linear / first['end_to_end']:.1%} |"
+        )
     return "\n".join(lines)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Draws the rates against the number of workers, with the straight line from the first."""
+    """Draws tokens a second against the number of processes, with the straight line from the first."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.0, 4.2), dpi=120, layout="constrained")
     axis = figure.subplots()
     workers = [row["workers"] for row in results["scaling"]]
-    for case, style in (("our_step", "o-"), ("end_to_end", "s-")):
-        axis.plot(workers, [row[case] / 1e6 for row in results["scaling"]], style, label=NAMES[case])
-    first = results["scaling"][0]["end_to_end"] / 1e6 / workers[0]
+    rates = {case: [row["tokens_per_second"][case] for row in results["scaling"]] for case in WRITING}
+    for case, style in zip(WRITING, ("o-", "s-"), strict=True):
+        axis.plot(workers, rates[case], style, label=NAMES[case])
+    first = rates["end_to_end"][0] / workers[0]
     axis.plot(workers, [first * w for w in workers], ":", color="#4a5568", label="in proportion")
-    axis.set(title="Text to shards", xlabel="workers", ylabel="MB of text a second", ylim=(0, None))
+    axis.set(title="Text to shards", xlabel="processes", ylabel="tokens a second", ylim=(0, None))
     axis.set_xticks(workers)
+    axis.yaxis.set_major_formatter("{x:,.0f}")
     axis.legend()
     figure.savefig(path, format="png")

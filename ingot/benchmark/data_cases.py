@@ -17,6 +17,7 @@ from typing import Any
 
 CASES = ("encode_batch", "encode_batch_fast", "our_step", "end_to_end", "datatrove")
 WARM_UP = 200_000  # characters
+Work = Callable[[], tuple[int, int]]  # does it; returns bytes of text, and tokens where they are counted
 BATCHES = (1 << 20, 1 << 22)  # characters for each thread that encode_batch gets at once
 
 
@@ -28,6 +29,7 @@ class Measured:
     seconds: float
     cpu_seconds: float
     peak_memory: int  # bytes, of the largest process
+    num_tokens: int = 0  # where the case writes shards, which count them
 
     @property
     def rate(self) -> float:
@@ -77,6 +79,7 @@ def _together(shares: list[Share]) -> Measured:
         max(f["end"] for f in found) - min(f["begin"] for f in found),
         sum(f["cpu"] for f in found),
         max(f["memory"] for f in found),
+        sum(f["tokens"] for f in found),
     )
 
 
@@ -87,10 +90,10 @@ def _process(share: Share, barrier: Any, queue: Any) -> None:
     work = PREPARE[share.case](share)
     barrier.wait(timeout=600)  # ends this process when another one never came
     begin, cpu = time.monotonic(), time.process_time()
-    num_bytes = work()
+    num_bytes, num_tokens = work()
     end, cpu = time.monotonic(), time.process_time() - cpu
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    queue.put({"bytes": num_bytes, "begin": begin, "end": end, "cpu": cpu, "memory": memory})
+    queue.put({"bytes": num_bytes, "tokens": num_tokens, "begin": begin, "end": end, "cpu": cpu, "memory": memory})
 
 
 def read_texts(files: Sequence[Path]) -> Iterator[str]:
@@ -132,21 +135,21 @@ def _batches(texts: Sequence[str], size: int) -> Iterator[list[str]]:
         yield batch
 
 
-def _raw(share: Share) -> Callable[[], int]:
+def _raw(share: Share) -> Work:
     """The library alone, on texts in memory; nothing is done with the ids."""
     tokenizer, texts = _tokenizer(share), list(read_texts(share.files))
     encode = getattr(tokenizer, share.case)
     num_bytes = sum(len(text.encode()) for text in texts)
 
-    def work() -> int:
+    def work() -> tuple[int, int]:
         for batch in _batches(texts, share.batch * share.threads):
             encode(batch, add_special_tokens=False)
-        return num_bytes
+        return num_bytes, 0
 
     return work
 
 
-def _our_step(share: Share) -> Callable[[], int]:
+def _our_step(share: Share) -> Work:
     """Our tokenising step from texts in memory to files."""
     from ingot.data.encode import Encoder
     from ingot.data.shard_writer import ShardWriter
@@ -157,16 +160,17 @@ def _our_step(share: Share) -> Callable[[], int]:
     encoder = Encoder(share.tokenizer, 0, dtype, share.threads)
     list(encoder.encode((0, text) for text in _first(share)))
 
-    def work() -> int:
+    def work() -> tuple[int, int]:
         shard = ShardWriter(share.folder, f"train-{share.rank:05d}", dtype)
         for _, ids, ends, num_bytes in encoder.encode((0, text) for text in texts):
             shard.write(ids, ends, num_bytes)
-        return int(shard.close()["bytes"])
+        found = shard.close()
+        return found["bytes"], found["tokens"]
 
     return work
 
 
-def _end_to_end(share: Share) -> Callable[[], int]:
+def _end_to_end(share: Share) -> Work:
     """The steps of prepare_data from compressed files to shards, records included."""
     from ingot.data.parts import Parts
     from ingot.data.selection import select_documents
@@ -184,11 +188,11 @@ def _end_to_end(share: Share) -> Callable[[], int]:
     writer = WriteShards(parts, ["key"] * len(chosen.tasks), chosen.tasks, corpus, tokens, share.threads)
     steps = [*chosen.steps(), writer]
 
-    def work() -> int:
+    def work() -> tuple[int, int]:
         for rank in range(len(chosen.tasks)):
             _run_steps(steps, rank, len(chosen.tasks))
-        found = (parts.read(rank)["shards"][0]["bytes"] for rank in range(len(chosen.tasks)))
-        return int(sum(found))
+        found = [parts.read(rank)["shards"][0] for rank in range(len(chosen.tasks))]
+        return sum(shard["bytes"] for shard in found), sum(shard["tokens"] for shard in found)
 
     return work
 
@@ -201,7 +205,7 @@ def _run_steps(steps: Sequence[Any], rank: int, world_size: int) -> None:
         pass
 
 
-def _datatrove(share: Share) -> Callable[[], int]:
+def _datatrove(share: Share) -> Work:
     """datatrove's own reader and tokenising step on the same files."""
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer
@@ -220,14 +224,14 @@ def _datatrove(share: Share) -> Callable[[], int]:
         ),
     ]  # fmt: skip
 
-    def work() -> int:
+    def work() -> tuple[int, int]:
         _run_steps(steps, 0, 1)
-        return num_bytes
+        return num_bytes, 0
 
     return work
 
 
-PREPARE: dict[str, Callable[[Share], Callable[[], int]]] = {
+PREPARE: dict[str, Callable[[Share], Work]] = {
     "encode_batch": _raw, "encode_batch_fast": _raw, "our_step": _our_step, "end_to_end": _end_to_end,
     "datatrove": _datatrove,
 }  # fmt: skip
