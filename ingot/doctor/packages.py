@@ -18,9 +18,15 @@ CHAIN_EXTRAS = ("train", "eval", "serve", "export")  # what the stages of a mode
 UNIMPORTED = {"dev"}  # extras whose packages no stage imports
 # names of modules that are not their package's with "_" for "-"
 MODULES = {"protobuf": "google.protobuf", "moto": "moto", "ruamel.yaml": "ruamel.yaml"}
-# what a broken package breaks beside itself: transformers looks for DeepSpeed, TRL for PEFT and bitsandbytes
+TRAINER = """
+import tempfile, torch
+from transformers import Trainer, TrainingArguments
+with tempfile.TemporaryDirectory() as folder:
+    Trainer(torch.nn.Linear(1, 1), TrainingArguments(folder, use_cpu=True, report_to="none"))
+"""
+# what a broken package breaks beside itself: Trainer looks for DeepSpeed, TRL for PEFT and bitsandbytes
 JOINTS = {
-    "transformers.Trainer": "from transformers import Trainer",
+    "transformers.Trainer": TRAINER,
     "trl.SFTTrainer": "from trl import SFTTrainer, DPOTrainer",
 }
 IMPORT_SECONDS = 90.0
@@ -171,6 +177,8 @@ def _broken(name: str, error: str) -> Finding:
     bounds = {r.name: str(r.specifier) for group in requirements().values() for r in group}
     package = name if name in bounds else name.split(".")[0]
     way = f"pip install --force-reinstall --no-deps '{package}{bounds.get(package, '')}'"
+    if name in JOINTS:
+        way = f"mend the packages that are named before; where none is: {way}"
     if package == "deepspeed":
-        way += "; or, without ZeRO: pip uninstall deepspeed (while it is broken, Trainer does not import)"
-    return fail("imports", f"{name} is installed and does not import: {error}", way)
+        way += "; or, without ZeRO: pip uninstall deepspeed (a broken one breaks Trainer)"
+    return fail("imports", f"{name} is installed and does not work: {error}", way)
