@@ -63,10 +63,10 @@ def _other_class(config: Mapping[str, Any]) -> Iterator[str]:
     """A model type that is not that of the class, where one of them is Ingot's."""
     from transformers import CONFIG_MAPPING
 
-    named, kind = config.get("architectures"), config.get("model_type")
-    known = kind in CONFIG_MAPPING and isinstance(named, list) and named
-    if known and str(named[0]).startswith("Ingot") != (kind == "ingot"):
-        yield f"model_type: '{kind}' does not go with architectures: {named[0]}; restore it"
+    listed, kind = config.get("architectures"), config.get("model_type")
+    for name in listed[:1] if isinstance(listed, list) and kind in CONFIG_MAPPING else ():
+        if str(name).startswith("Ingot") != (kind == "ingot"):
+            yield f"model_type: '{kind}' does not go with architectures: {name}; restore it"
 
 
 def _token_ids(values: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:

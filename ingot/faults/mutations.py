@@ -23,6 +23,7 @@ from ingot.faults import edits, toys
 from ingot.faults.edits import Edit
 from ingot.faults.workplace import Result, Workplace
 from ingot.files import CHECKSUMS, describe_file, read_json, write_checksums, write_json
+from ingot.integrity import NOT_RECORDED
 from ingot.recipe import InputError, build_recipe
 from ingot.runs import MANIFEST
 
@@ -142,7 +143,7 @@ def _names_a_file(said: str, place: Path) -> bool:
 def _write_record_anew(folder: Path, part: Path) -> None:
     """Makes the records agree with the files as they are."""
     if (part / CHECKSUMS).is_file():
-        write_checksums(part)
+        write_checksums(part, NOT_RECORDED if part.name != "checkpoint-4" else ())
     if (folder / MANIFEST).is_file():
         manifest = read_json(folder / MANIFEST)
         files = {name: describe_file(folder / name) for name in manifest["files"] if (folder / name).is_file()}
@@ -151,18 +152,19 @@ def _write_record_anew(folder: Path, part: Path) -> None:
 
 def make_subjects(folder: Path) -> list[Subject]:
     """A run with two checkpoints, its model, its export copied elsewhere, and a tokenizer; all with their records."""
-    from ingot.export import export
+    from ingot.export.hub import save_hub_folder
+    from ingot.loading import load_model, load_tokenizer
     from ingot.training import pretrain
 
     corpus, run = toys.make_corpus(folder / "corpus"), folder / "run"
     tree = toys.pretrain_tree(corpus, run)
     tree["training"] |= {"max_steps": 4, "save_steps": 2, "eval_strategy": "no", "warmup_steps": 1}
     del tree["training"]["eval_steps"]
-    pretrain.run(build_recipe(pretrain.PretrainRecipe, tree))
-    shutil.copytree(run / "model", folder / "plain")  # the toy corpus has no recipes for the model card
-    where = {"from": str(folder / "plain"), "dir": str(folder / "export")}
-    export.run(build_recipe(export.ExportRecipe, {"run": where}))
-    shutil.copytree(folder / "export/model", folder / "hub")
+    with heard():
+        pretrain.run(build_recipe(pretrain.PretrainRecipe, tree))
+    save_hub_folder(load_model(run), load_tokenizer(run), folder / "hub")
+    (folder / "hub/README.md").write_text("# A model card, which people edit\n")
+    write_checksums(folder / "hub", NOT_RECORDED)  # as export does
     for part in ("checkpoints", "model"):
         (folder / part).mkdir()
     for checkpoint in run.glob("checkpoint-*"):
@@ -214,7 +216,7 @@ def load_checkpoint(run_dir: Path) -> str:
     """
     from ingot.training.checkpoint_folders import checkpoints_of, newest_checkpoint
 
-    with _heard() as lines:
+    with heard() as lines:
         found = newest_checkpoint(run_dir)
     if found is None or found != checkpoints_of(run_dir)[-1]:
         raise InputError(lines[0] if lines else "the newest checkpoint was passed over without a word")
@@ -224,7 +226,7 @@ def load_checkpoint(run_dir: Path) -> str:
 
 
 @contextlib.contextmanager
-def _heard() -> Iterator[list[str]]:
+def heard() -> Iterator[list[str]]:
     """The lines that Ingot logs meanwhile, kept from the terminal."""
     lines: list[str] = []
     handler = logging.Handler()
@@ -240,7 +242,7 @@ def _heard() -> Iterator[list[str]]:
 def checkpoint_mutations(work: Workplace) -> Result:
     """500 changed files, or 60 in the short form."""
     count = 60 if work.short else 500
-    measured = mutate_checkpoints(work.folder / "mutations", count, work.seed)
+    measured = work.processes.call(mutate_checkpoints, work.folder / "mutations", count, work.seed)
     passed = not (measured["silent"] or measured["unnamed"] or measured["hung"])
     asked = ASKED.format(count=count, seconds=SECONDS)
     return {"name": "checkpoint_mutations", "asked": asked, "measured": measured, "passed": passed}

@@ -24,6 +24,8 @@ CASES = {
     "finished_run": ("resume", "a finished run started again", True),
     "changed_recipe": ("resume", "a recipe that changed since the checkpoint", False),
     "nan": ("nonfinite", "NaN in the weights, the gradient or the loss of one step", True),
+    "input_mutations": ("inputs", "damaged data, tokenizers, configs, templates and recipes", True),
+    "recipe_keys": ("recipe_keys", "every key of every recipe, misspelt by one letter", True),
     "interrupted_data": ("data_stage", "prepare_data killed at random moments", True),
     "checkpoint_mutations": ("mutations", "every kind of damage to every file of checkpoints and models", True),
     "overhead": ("overhead", "what safety costs: steps beside a plain Trainer, and saves", False),
