@@ -256,7 +256,7 @@ def test_damage_names_the_first_bad_file(tmp_path: Path) -> None:
     flipped[50] ^= 1
     for content in (bytes(flipped), bytes(range(99)), b""):
         weights.write_bytes(content)
-        assert runs.damage(folder) == f"{weights} is not as it was written"
+        assert (runs.damage(folder) or "").startswith(f"{weights} is not as it was written")
     weights.unlink()
     assert runs.damage(folder) == f"{weights} is missing"
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from ingot.failures import FULL
 from ingot.files import says_full, sync
+from ingot.recipe import InputError
 from ingot.runs import (
     STARTED,
     DiskFull,
@@ -30,7 +31,8 @@ from ingot.training.checkpoint_folders import (
     remove_leftovers,
     step_of,
 )
-from ingot.training.disk import checkpoint_bytes, full_disk, on_main, wait_for_room
+from ingot.training.disk import checkpoint_bytes, full_disk, wait_for_room
+from ingot.training.processes import on_main, wait_for_all
 from ingot.training.watch import check_weights
 
 logger = get_logger(__name__)
@@ -78,7 +80,7 @@ class SafeCheckpoints:
         if is_main_process():
             self._describe(run_dir / STAGING / final.name, run_dir)
             self._publish(final, step, began)
-        _wait_for_all()
+        wait_for_all()
         self.pauses = (*self.pauses, time.monotonic() - began)
 
     def _stage(self, model: Any, trial: Any, needed: int) -> None:
@@ -95,7 +97,7 @@ class SafeCheckpoints:
             raise DiskFull(full_disk(run_dir, needed, free, _reason(error))) from error
         finally:
             self._staging = False
-        _wait_for_all()
+        wait_for_all()
 
     def _name_best(self, run_dir: Path, final: Path) -> None:
         """Where the best checkpoint is; upstream says where it was staged, which a continued run would not find."""
@@ -141,6 +143,17 @@ class SafeCheckpoints:
         rotate(run_dir, step, best, limit)
         self.saves = (*self.saves, time.monotonic() - began)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Upstream warns, also of a tied head, which is not saved; a tensor that is really missing ends the run.
+
+        Raises: InputError that names it.
+        """
+        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
+        wrong = [f"{key} is missing" for key in load_result.missing_keys if key not in tied]
+        wrong += [f"{key} is unknown to the model" for key in load_result.unexpected_keys]
+        if wrong:
+            raise InputError(f"{self.args.output_dir}: the checkpoint is of another model ({'; '.join(wrong[:3])})")
+
     def finish_saving(self) -> None:
         """Waits for the checkpoint that is stored in the background. Raises: what went wrong there."""
         pending, self._pending = self._pending, None
@@ -174,10 +187,3 @@ def rotate(run_dir: Path, step: int, best: int | None, limit: int | None) -> Non
         return
     for checkpoint in [c for c in kept[:-1] if step_of(c) != best][: len(kept) - limit]:
         remove_checkpoint(checkpoint)
-
-
-def _wait_for_all() -> None:
-    if num_processes() > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()

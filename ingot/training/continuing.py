@@ -16,9 +16,10 @@ from ingot.training.checkpoint_folders import (
     remove_leftovers,
     step_of,
 )
-from ingot.training.disk import check_room, checkpoint_bytes, estimated_bytes, on_main, wait_for_room
+from ingot.training.disk import check_room, checkpoint_bytes, estimated_bytes, wait_for_room
 from ingot.training.order import PutOff
 from ingot.training.prediction import strategy_of_run
+from ingot.training.processes import on_main, wait_for_all
 from ingot.training.safety import TrainingRun
 from ingot.training.watch import Rewind, check_skipping
 
@@ -56,7 +57,7 @@ def train_to_the_end(trainer: Any, run: TrainingRun, optimizer: str) -> None:
     trainer.add_callback(_StopWhenDone())
     if is_main_process():
         remove_leftovers(run_dir)
-    checkpoint = newest_checkpoint(run_dir)
+    checkpoint = on_main(lambda: newest_checkpoint(run_dir))
     while True:
         trainer.put_off = [PutOff(*put_off) for entry in rewinds_of(run_dir) for put_off in entry["put_off"]]
         if checkpoint is not None:
@@ -139,7 +140,7 @@ def go_back(trainer: Any, rewind: Rewind, run: TrainingRun) -> Path:
             f"{rewind}, and the run went back {len(past)} times already (run.loss_spike.rewinds); lower "
             "training.learning_rate and continue with --resume"
         )
-    checkpoint = newest_checkpoint(run_dir, upto=rewind.first_step)
+    checkpoint = on_main(lambda: newest_checkpoint(run_dir, upto=rewind.first_step))
     if checkpoint is None:
         raise RunFailed(f"{rewind}, and no checkpoint is from before it; lower training.learning_rate or save_steps")
     if trainer.order is None:
@@ -157,7 +158,7 @@ def go_back(trainer: Any, rewind: Rewind, run: TrainingRun) -> Path:
             remove_checkpoint(later)
         entry = {"from_step": begin, "to_step": rewind.step, "loss": rewind.loss, "usual_loss": rewind.usual}
         write_json(run_dir / REWINDS, [*past, {**entry, "put_off": put_off, "log": lost}])
-    on_main(lambda: True)  # nobody reads the file before it is there
+    wait_for_all()  # nobody reads the file before it is there
     _begin_again(trainer)
     return checkpoint
 

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Callable
 from functools import partial
 from operator import ge
 from pathlib import Path
@@ -16,8 +15,9 @@ from ingot.files import CHECKSUMS
 from ingot.planning.optimizers import OPTIMIZERS, SHORT_NAMES
 from ingot.planning.show import size
 from ingot.recipe import InputError
-from ingot.runs import DiskFull, get_logger, is_main_process, num_processes, read_json
+from ingot.runs import DiskFull, get_logger, read_json
 from ingot.training.checkpoint_folders import checkpoints_of
+from ingot.training.processes import on_main
 
 logger = get_logger(__name__)
 
@@ -107,13 +107,3 @@ def full_disk(path: Path, needed: int, free: int, reason: str = "no room for a c
         f"{path}: {reason}: {size(needed)} ({needed:,} bytes) needed, {size(free)} ({free:,} bytes) "
         "free; free some space and run the same command again, it continues from the last checkpoint"
     )
-
-
-def on_main(ask: Callable[[], bool]) -> bool:
-    """What the main process finds, on every process."""
-    if num_processes() == 1:
-        return ask()
-    from accelerate.utils import broadcast_object_list
-
-    answer = [ask() if is_main_process() else False]
-    return bool(broadcast_object_list(answer)[0])

@@ -19,8 +19,15 @@ from modeling import IngotForCausalLM
 class _KeepToOurselves:
     """Turns off what TRL's trainers do beside training."""
 
+    _metrics: Any
+
     def _send_telemetry(self) -> None:
         """Nothing is sent unless the user says so."""
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Leaves out upstream's count of tokens: of packed rows it is wrong, and a continued run begins it anew."""
+        self._metrics["train"].pop("num_tokens", None)
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card is written by export, from the run."""
@@ -69,11 +76,6 @@ class SafeSFTTrainer(_KeepToOurselves, SafeTraining, SFTTrainer):
         if not self._model_has_loss:
             return super().compute_loss(model, inputs, *args, **kwargs)
         return Trainer.compute_loss(self, model, {**inputs, "use_cache": False}, *args, **kwargs)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Leaves out upstream's count of tokens, which takes a batch for one row."""
-        self._metrics["train"].pop("num_tokens", None)
-        super().log(logs, start_time)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """The mean over all supervised tokens of the held-out rows; upstream's is a mean of the batches' means."""

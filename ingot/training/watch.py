@@ -64,7 +64,8 @@ class WatchedSteps:
         assert self._step_loss is not None
         loss, self._step_loss = self._step_loss, None
         step = self.state.global_step + 1
-        value = torch.as_tensor(0.0 if norm is None else norm, device=loss.device).detach()
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm  # under FSDP2
+        value = torch.as_tensor(0.0 if whole is None else whole, device=loss.device).detach()
         if self.skip_nonfinite and not self._all_finite(loss, value):
             self._skip(model, step, loss, value)
         else:

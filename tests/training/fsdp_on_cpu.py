@@ -28,7 +28,12 @@ def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
     return {**training, "use_cpu": True}
 
 
-if __name__ == "__main__":
+def enter() -> None:
+    """Lets what follows enter FSDP2."""
     PartialState.__init__ = make_as_on_gpus  # type: ignore[method-assign]
     launch.prepare_launch = prepare_launch
+
+
+if __name__ == "__main__":
+    enter()
     main(PretrainRecipe, run)

@@ -32,7 +32,7 @@ class Upstream:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
         (folder / "inner").mkdir(parents=True)
-        (folder / "weights.safetensors").write_bytes(bytes(100))
+        (folder / "payload.data").write_bytes(bytes(100))
         assert folder.parent.name == ".staging"  # nothing half-written under the real name
         if self.full_disk:
             raise OSError(28, "No space left on device")
@@ -97,7 +97,7 @@ def test_saving_a_step_twice_is_harmless(tmp_path: Path) -> None:
     checkpoint = trainer.save(5)
     trainer.save(5)
     assert trainer.written == 1
-    flip(checkpoint / "weights.safetensors")
+    flip(checkpoint / "payload.data")
     trainer.save(5)
     assert trainer.written == 2 and damage(checkpoint) is None
 
@@ -125,7 +125,7 @@ def test_the_newest_and_the_best_are_kept(
 def test_a_damaged_later_checkpoint_costs_no_whole_one(tmp_path: Path) -> None:
     for step in (4, 8):
         Trainer(tmp_path).save(step)
-    flip(tmp_path / "checkpoint-8/weights.safetensors")
+    flip(tmp_path / "checkpoint-8/payload.data")
     trainer = Trainer(tmp_path, save_total_limit=1)
     for step in (6, 8):  # continued from step 4
         saved = trainer.save(step)
@@ -153,13 +153,13 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
 
 
 def damage_by_flipping(checkpoint: Path) -> str:
-    flip(checkpoint / "weights.safetensors")
-    return "weights.safetensors is not as it was written"
+    flip(checkpoint / "payload.data")
+    return "payload.data is not as it was written"
 
 
 def damage_by_truncating(checkpoint: Path) -> str:
-    (checkpoint / "weights.safetensors").write_bytes(bytes(99))
-    return "weights.safetensors is not as it was written"
+    (checkpoint / "payload.data").write_bytes(bytes(99))
+    return "payload.data is not as it was written"
 
 
 def damage_by_removing(checkpoint: Path) -> str:

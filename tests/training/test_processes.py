@@ -20,10 +20,12 @@ from ingot.loading import load_model
 from ingot.recipe_yaml import dump_yaml
 from ingot.runs import read_json
 from ingot.training.callbacks import read_metrics
-from ingot.training.checkpoints import checkpoints_of
+from ingot.training.checkpoint_folders import checkpoints_of
+from ingot.training.pretrain_trainer import PretrainTrainer
 
 from .conftest import Pretrain
 from .pretrain_toys import make_corpus, pretrain_tree
+from .spiking import run_off
 
 pytestmark = pytest.mark.timeout(600)  # a process imports for seconds, and on a busy machine for many
 
@@ -271,6 +273,37 @@ def test_a_checkpoint_of_two_processes_continues_in_one(
     assert len(numbers(continued)) == len(numbers(whole)) == 202
     for here, there in zip(numbers(continued), numbers(whole), strict=True):
         assert here == pytest.approx(there, abs=2e-3)  # rounding, through 200 steps
+
+
+SPIKE = (
+    '--run.loss_spike={"window": 6, "patience": 2, "rewinds": 1}', "--run.skip_nonfinite=1", "--training.max_steps=30",
+    "--training.save_steps=3", "--training.eval_steps=30", "--training.save_total_limit=4",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["cpu_ddp", "zero2", "fsdp2"])
+def test_two_processes_skip_a_step_and_go_back_before_a_spike(
+    config: str, start: Start, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretrain: Pretrain
+) -> None:
+    skips = config != "zero2"  # DeepSpeed makes its step before the gradient can be looked at
+    two, rules = tmp_path / "two", [rule for rule in SPIKE if skips or "skip" not in rule]
+    words = ["--config", str(recipe_file), f"--run.dir={two}", "--run.optimizer=null", *rules]
+    begin = launch(config, *words)
+    place = begin.index("scripts/pretrain.py")
+    environment = {"INGOT_TEST_FSDP": "1"} if config == "fsdp2" else {}
+    environment |= {"INGOT_TEST_BROKEN": "5" if skips else ""}
+    prefix = ["env", *(f"{key}={value}" for key, value in environment.items())]
+    process = start(*prefix, *begin[:place], "-m", "tests.training.spiking", *begin[place + 1 :])
+    monkeypatch.setattr(PretrainTrainer, "compute_loss", run_off((5,) if skips else (), 20))
+    changes: dict[str, Any] = {"training__max_steps": 30, "training__save_steps": 3, "training__eval_steps": 30}
+    changes |= {"run__loss_spike": {"window": 6, "patience": 2, "rewinds": 1}, "training__save_total_limit": 4}
+    one, _ = pretrain("one", run__global_batch_size=8, run__optimizer=None, run__skip_nonfinite=int(skips), **changes)
+    code, text = process.finish()
+    assert code == 0, text
+    assert "going back to" in text and "rewind 1 of 1" in text
+    assert read_json(two / "rewinds.json")[0]["put_off"] == read_json(one / "rewinds.json")[0]["put_off"]
+    assert_close(numbers(two), numbers(one))
 
 
 def test_fsdp_on_cpus_is_refused_in_one_line(start: Start, recipe_file: Path, tmp_path: Path) -> None:
