@@ -108,7 +108,7 @@ class OneRun:
         cold = bool(plan.cold_every) and self.drawn.randrange(plan.cold_every) == 0
         run = self.work.begin(self.subject, self.folder, cold=cold)
         reached = self._reach_save(run, reference) if in_save else self._reach_moment(run, reference, cold)
-        ranks = self._ranks(cold)
+        ranks = self._ranks(run, cold)
         if reached:
             run.kill(ranks)
         run.wait()  # of two processes the other ends by itself
@@ -119,9 +119,9 @@ class OneRun:
             self.tally.wrong.append(f"{self.folder.name}: ended with {code}: {run.text[-200:]}")
         return reached
 
-    def _ranks(self, cold: bool) -> list[int] | None:
-        """All processes, or one of several."""
-        several = self.subject.num_processes > 1 and not cold
+    def _ranks(self, run: Run, cold: bool) -> list[int] | None:
+        """All processes, or one of several; before they have met, another would wait for it as for a slow machine."""
+        several = self.subject.num_processes > 1 and not cold and "step " in run.text
         return [self.drawn.randrange(self.subject.num_processes)] if several and self.drawn.random() < 0.5 else None
 
     def _reach_save(self, run: Run, reference: Reference) -> bool:
