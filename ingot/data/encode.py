@@ -39,6 +39,10 @@ UNSAFE_IN_TOKEN = re.compile(r"[\s\u3002\uff0c\u3001]")
 SAFE_NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD"}  # a letter before a blank is the same under all of them
 
 
+class TooLongToTokenise(InputError):
+    """A document that cannot be cut and is too long to tokenise at once."""
+
+
 def can_be_cut(tokenizer_json: dict[str, Any]) -> bool:
     """Whether texts may be cut at SAFE without changing a token: for pre-tokenizers that are known, not for others."""
     words_with_blanks = any(
@@ -139,8 +143,8 @@ class Encoder:
             batch.num_bytes += len(text) if text.isascii() else len(text.encode())
             for piece in cut(text) if self.cuttable and len(text) > PIECE else (text,):
                 if len(piece) > LONGEST:
-                    raise InputError(
-                        f"a document has {len(piece):,} characters without a place to cut ({piece[:40]!r}...), too "
+                    raise TooLongToTokenise(
+                        f"it has {len(piece):,} characters without a place to cut ({piece[:40]!r}...), too "
                         "many to tokenise at once; drop such documents with data.filters.max_characters"
                     )
                 batch.pieces.append(piece)

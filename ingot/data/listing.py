@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Literal
 
 from ingot.data.remote import is_remote, list_remote, open_remote
 from ingot.recipe import InputError
-from ingot.runs import get_logger
+from ingot.runs import get_logger, read_json
 
 logger = get_logger(__name__)
 
@@ -147,10 +147,20 @@ def _dataset_files(folder: Path, split: str, key: str) -> list[Path]:
         if not folder.is_dir():
             names = sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
             raise InputError(f"{key}.dataset_split: {folder.parent} has no split '{split}'; it has {', '.join(names)}")
-    files = sorted(folder.glob("*.arrow"))
+    elif split != "train":
+        raise InputError(f"{key}.dataset_split: {folder} was saved without splits; remove dataset_split")
+    if not (folder / "state.json").is_file():
+        raise InputError(f"{folder / 'state.json'}: missing, and it lists the files of the dataset; save it again")
+    return [folder / name for name in _names_in_state(folder / "state.json")]
+
+
+def _names_in_state(path: Path) -> list[str]:
+    """The files of a saved dataset; others beside them, such as the cache of `map`, are not part of it."""
+    state = read_json(path)
+    files = state.get("_data_files") if isinstance(state, dict) else None
     if not files:
-        raise InputError(f"{key}.path: {folder} is a saved dataset without arrow files; save it again")
-    return files
+        raise InputError(f"{path}: lists no arrow files; save the dataset again")
+    return [file["filename"] for file in files]
 
 
 def suffixes_of(path: str) -> list[str]:

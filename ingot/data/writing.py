@@ -11,7 +11,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from ingot.data.cleaning.dropped import DropWriter
 from ingot.data.documents import ERROR
-from ingot.data.encode import Encoder
+from ingot.data.encode import Encoder, TooLongToTokenise
 from ingot.data.execution import DataRun
 from ingot.data.executors import run_tasks
 from ingot.data.parts import WORK, Parts
@@ -23,6 +23,7 @@ from ingot.data.sources import Corpus
 from ingot.data.splits import SPLITS
 from ingot.data.tasks import Task, shards_key
 from ingot.files import describe_file, naming_full_disk
+from ingot.recipe import InputError
 from ingot.runs import DOUBTED
 
 DROPPED_TEXTS = "dropped"
@@ -60,8 +61,11 @@ class WriteShards(PipelineStep):
         tokens = self.tokens
         encoder = Encoder(tokens.file, tokens.end_of_document, tokens.dtype, self.threads)
         sink = _Sink(self, rank)
-        for split, ids, ends, num_bytes in encoder.encode(sink.texts(data)):
-            sink.shards[split].write(ids, ends, num_bytes)
+        try:
+            for split, ids, ends, num_bytes in encoder.encode(sink.texts(data)):
+                sink.shards[split].write(ids, ends, num_bytes)
+        except TooLongToTokenise as error:
+            raise InputError(f"document {sink.latest}: {error}") from None
         files, found = sink.close()
         self.parts.finish(rank, self.keys[rank], files, found)
         yield from ()
@@ -80,6 +84,7 @@ class _Sink:
         if step.corpus.keep_dropped is not None:
             parts.path(rank, DROPPED_TEXTS).parent.mkdir(parents=True, exist_ok=True)
             self.drops = DropWriter(parts.path(rank, DROPPED_TEXTS), step.corpus.keep_dropped)
+        self.latest = ""  # id of the document that was given last
         self.tally, self.cleaned = Tally(step.num_units[rank]), Counter[str]()
 
     def texts(self, data: Documents) -> Iterator[tuple[int, str]]:
@@ -95,6 +100,7 @@ class _Sink:
                 self.cleaned += changes
             if split:
                 self.held_out[split - 1].write(_held_out_line(document))
+            self.latest = document.id
             yield split, document.text
 
     def close(self) -> tuple[dict[str, Any], dict[str, Any]]:

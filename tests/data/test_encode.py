@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from ingot.data import encode
-from ingot.data.encode import Encoder, can_be_cut, cut
+from ingot.data.encode import Encoder, TooLongToTokenise, can_be_cut, cut
 
 from .helpers import sentence
 
@@ -129,5 +129,5 @@ def test_a_document_without_a_place_to_cut_is_refused_before_memory_runs_out(
     monkeypatch.setattr(encode, "LONGEST", 1000)
     byte_level(None).save(str(tmp_path / "tokenizer.json"))
     encoder = Encoder(tmp_path / "tokenizer.json", 0, np.dtype("<u2"), 1)
-    with pytest.raises(ValueError, match=r"1,001 characters without a place to cut \('xxx.*max_characters"):
+    with pytest.raises(TooLongToTokenise, match=r"1,001 characters without a place to cut \('xxx.*max_characters"):
         list(encoder.encode([(0, "x" * 1001)]))

@@ -1,9 +1,11 @@
 """Which files a path names: none is passed over in silence."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from ingot.data import listing
@@ -68,3 +70,31 @@ def test_other_compression_is_named(folder: Path, name: str) -> None:
     for format in (None, "jsonl"):
         with pytest.raises(InputError, match=rf"{name}: \.\w+ is not read; unpack it, or pack it as \.zst or \.gz"):
             list_units([Source.model_validate({"path": name, "format": format})])
+
+
+@pytest.fixture
+def saved(folder: Path) -> Path:
+    data = datasets.Dataset.from_dict({"text": ["a", "b", "c"]})
+    data.save_to_disk(str(folder / "one"), num_shards=2)
+    datasets.DatasetDict({"train": data}).save_to_disk(str(folder / "many"))
+    return folder
+
+
+def test_a_saved_dataset_is_what_its_state_lists(saved: Path) -> None:
+    shutil.copy("one/data-00000-of-00002.arrow", "one/cache-1234.arrow")  # as Dataset.map leaves it there
+    files = [f"one/data-0000{i}-of-00002.arrow" for i in (0, 1)]
+    assert found("one") == files
+    Path(files[1]).unlink()
+    with pytest.raises(InputError, match=r"data-00001-of-00002\.arrow: cannot be read: No such file"):
+        found("one")
+
+
+def test_saved_datasets_that_cannot_be_read(saved: Path) -> None:
+    with pytest.raises(InputError, match=r"0\.dataset_split: one was saved without splits; remove dataset_split"):
+        find_files("one", "test", None, "data.sources.0")
+    Path("one/state.json").write_text("{}")
+    with pytest.raises(InputError, match=r"one/state\.json: lists no arrow files; save the dataset again"):
+        found("one")
+    Path("many/train/state.json").unlink()
+    with pytest.raises(InputError, match=r"many/train/state\.json: missing, and it lists the files"):
+        found("many")

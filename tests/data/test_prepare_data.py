@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from ingot.data import execution, writing
+from ingot.data import encode, execution, writing
 from ingot.data.prepare_data import DataRecipe
 from ingot.data.selection import select_documents
 from ingot.data.shards import TokenShards, token_dtype
@@ -252,6 +252,15 @@ def test_a_tokenizer_made_with_other_documents_is_mentioned(
         "the tokenizer's recipe has other data.sources and data.split: it may have seen held-out documents"
         in caplog.text
     )
+
+
+def test_a_document_that_is_too_long_to_tokenise_is_named(
+    tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "LONGEST", 1000)
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "short"}, {"text": "x" * 1001}, {"text": "last"}])
+    with pytest.raises(InputError, match=r"document 0/a\.jsonl:2: it has 1,001 characters without a place to cut"):
+        prepare([{"path": str(path)}])
 
 
 def test_token_files_are_as_small_as_the_vocabulary_allows() -> None:
