@@ -141,6 +141,8 @@ def _examine_runs(request: Request) -> bool:
     trees: list[dict[str, Any]] = []
     for folder in request.folders:
         below = list(runs_below(folder)) or [folder]
+        if request.config is not None and below != [folder]:
+            raise InputError(f"ingot doctor: {folder} holds several runs; name the one that {request.config} is for")
         for run in below:
             trees.append(_examine_run(run, request, alone=len(below) == 1))
     good = all(tree["ok"] for tree in trees)

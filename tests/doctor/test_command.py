@@ -78,6 +78,11 @@ def test_the_exit_code_says_whether_something_fails(
         assert page.endswith(last + "\n")
 
 
+def test_a_recipe_is_for_one_run(complete: Path) -> None:
+    with pytest.raises(InputError, match="holds several runs; name the one that x.yaml is for"):
+        command(["doctor", str(complete.parent), "--config=x.yaml"])
+
+
 def test_a_folder_of_runs_is_shown_run_by_run(complete: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (complete.parent / "foreign").mkdir()
     with pytest.raises(SystemExit):  # the toys' inputs have no recipe.yaml

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ingot.cli import command
-from ingot.doctor import run_findings
+from ingot.doctor import run_findings, run_progress
 from ingot.doctor.findings import Finding
 from ingot.doctor.run_facts import continue_command, read_facts
 from ingot.faults.toys import pretrain_tree
@@ -164,6 +164,7 @@ def test_an_input_that_is_gone_or_was_made_anew_fails(interrupted: Path) -> None
         (shards / "x").write_bytes(b"")
         bad = [f for f in run_findings.run_findings(read_facts(interrupted)) if f.status == "fail"]
         assert [f.text for f in bad if f.what == "input"] == [f"data.shards: {shards} has been made anew since"]
+        assert findings(interrupted)["a rerun"].text.startswith("once the above is mended, continues from")
     finally:
         (shards / "x").unlink()
         write_json(shards / "manifest.json", manifest)
@@ -230,7 +231,7 @@ def test_too_little_disk_for_the_next_checkpoints_fails(interrupted: Path, monke
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(run_findings.shutil, "disk_usage", lambda path: usage(10, 9, 1))
+    monkeypatch.setattr(run_progress.shutil, "disk_usage", lambda path: usage(10, 9, 1))
     assert findings(interrupted)["disk"].status == "fail"
 
 
@@ -241,4 +242,4 @@ def test_how_many_checkpoints_will_stand(limit: int | None, present: int, more: 
     training = {"save_steps": 1, "save_total_limit": limit, "max_steps": 13}
     record = {**facts.record, "recipe": {"training": training}}
     one = replace(one, trainer={**one.trainer, "max_steps": 13})
-    assert run_findings.more_checkpoints(replace(facts, record=record, checkpoints=[one] * present), 8) == more
+    assert run_progress.more_checkpoints(replace(facts, record=record, checkpoints=[one] * present), 8) == more
