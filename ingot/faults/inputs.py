@@ -85,8 +85,9 @@ TEMPLATES: dict[str, Edit] = {
 }  # fmt: skip
 CONFIGS: dict[str, Edit] = {
     **edits.CONFIG, "edit_json": edits.edit_json, "list": _whole("[]"), "text": _whole('"ingot"'),
-    "nan": _whole("NaN"), "deep": _whole("[" * 100_000), "no_type": _whole("{}"), "layers": _whole('{"model_type": "ingot", '
-    '"num_hidden_layers": 1000000000}'), "rows": _whole('{"model_type": "gpt2", "vocab_size": 1000000000000}'),
+    "nan": _whole("NaN"), "deep": _whole("[" * 100_000), "no_type": _whole("{}"),
+    "layers": _whole('{"model_type": "ingot", "num_hidden_layers": 1000000000}'),
+    "rows": _whole('{"model_type": "gpt2", "vocab_size": 1000000000000}'),
     "code": _whole('{"model_type": "new", "auto_map": {"AutoConfig": "new.New"}}'),
 }  # fmt: skip
 TOKENIZERS: dict[str, Edit] = {
@@ -96,8 +97,9 @@ TOKENIZERS: dict[str, Edit] = {
 RECIPES: dict[str, Edit] = {
     "tab": _line("\tkey: 1"), "object": _line("x: !!python/object/apply:os.system ['true']"), "list": _whole("- 1\n"),
     "bomb": _whole("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"), "twice": _line("run: {}"),
-    "empty_key": _line(": 1"), "deep": _whole("a: " + "[" * 10_000), "text": _whole("pretrain"), "no_utf8": _bytes(b"run: \xff\n"),
-    "unknown": _line("trainig: {}"), "two": _line("--- \nrun: {}"), "wrong_type": _line("model: 3"),
+    "empty_key": _line(": 1"), "deep": _whole("a: " + "[" * 10_000), "text": _whole("pretrain"),
+    "no_utf8": _bytes(b"run: \xff\n"), "unknown": _line("trainig: {}"),
+    "two": _line("--- \nrun: {}"), "wrong_type": _line("model: 3"),
 }  # fmt: skip
 ALONE = {name: edit for name, edit in edits.BYTES.items() if name != "swap"}
 
