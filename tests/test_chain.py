@@ -142,6 +142,14 @@ def test_the_arguments_make_the_same_recipe_again(tmp_path: Path) -> None:
     assert pretrain.training.upstream_values()["max_steps"] == 5 and pretrain.run.sample_prompts == ["a", "b"]
 
 
+def test_what_becomes_of_a_changed_training_is_passed_on(tmp_path: Path) -> None:
+    request = parse([str(QUICKSTART), "--resume", "--stages", "prepare_data,pretrain,sft"])
+    data, pretrain, sft = plan_chain(request)
+    assert data.recipe.run.on_change() == "restart"  # a stage without checkpoints
+    assert pretrain.recipe.run.on_change() == sft.recipe.run.on_change() == "resume"
+    assert plan_chain(parse([str(QUICKSTART), "--stages", "dpo"]))[0].recipe.run.on_change() == "refuse"
+
+
 def test_a_variant_reads_the_stages_of_the_run_folder(tmp_path: Path) -> None:
     (link,) = plan_chain(Request(QUICKSTART, run_dir=tmp_path, stages=("sft_lora",)))
     inputs = {key: path for key, path, _ in stage_inputs(link.recipe)}

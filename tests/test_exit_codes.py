@@ -1,6 +1,8 @@
 """How a command ends: its exit code, its one line, and what the line says to install."""
 
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from ingot import failures
 from ingot.recipe import InputError
-from ingot.runs import exit_code_of
+from ingot.runs import RunFailed, exit_code_of
 
 
 def raiser(error: BaseException) -> Callable[[], None]:
@@ -26,6 +28,13 @@ def raiser(error: BaseException) -> Callable[[], None]:
         (ModuleNotFoundError("No module named 'gradio'", name="gradio"), 2, r"gradio is not .* '\.\[serve\]'"),
         (ModuleNotFoundError("No module named 'ours'", name="ours"), 3, "Traceback(.|\n)*No module named 'ours'"),
         (RuntimeError("broken"), 3, "Traceback(.|\n)*RuntimeError: broken"),
+        (RunFailed("the run stops; do this"), 3, r"\Aerror: the run stops; do this\n\Z"),
+        (
+            OSError(28, "No space left on device", "/runs/x"),
+            3,
+            r"\Aerror: /runs/x: No space left on device; free some",
+        ),
+        (OSError(5, "Input/output error"), 3, "Traceback(.|\n)*Input/output error"),
         (ValueError("a bug"), 3, "Traceback(.|\n)*ValueError: a bug"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to continue"),
     ],
@@ -39,6 +48,14 @@ def test_exit_code_of_success_and_of_an_own_exit() -> None:
     assert exit_code_of(lambda: {"loss": 1.0}) == 0
     with pytest.raises(SystemExit):
         exit_code_of(raiser(SystemExit(7)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_a_stage_as_ctrl_c_does(number: signal.Signals) -> None:
+    assert signal.getsignal(number) is signal.SIG_DFL
+    with pytest.raises(KeyboardInterrupt), failures.interruptible():
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_every_extra_that_an_error_names_is_in_setup_cfg(root: Path) -> None:

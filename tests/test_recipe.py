@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
+from ingot.data.prepare_data import DataRecipe
 from ingot.recipe import (
     FilePath,
     InputError,
@@ -16,6 +17,7 @@ from ingot.recipe import (
     build_recipe,
     load_recipe,
     main,
+    parse_command_line,
     stage_inputs,
     to_tree,
     with_defaults,
@@ -188,3 +190,18 @@ def test_nearly_every_misspelt_training_key_gets_the_right_suggestion() -> None:
             tried += 1
             right += nearest(wrong, known) == key
     assert right / tried >= 0.95, f"{right} of {tried}"
+
+
+def test_resume_and_restart_are_short_forms(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ingot.training.pretrain import PretrainRecipe
+
+    words = ["--config", str(root / "recipes/quickstart/pretrain.yaml")]
+    assert parse_command_line(PretrainRecipe, words).run.on_change() == "refuse"
+    assert parse_command_line(PretrainRecipe, [*words, "--resume"]).run.on_change() == "resume"
+    assert parse_command_line(PretrainRecipe, ["--restart", *words]).run.on_change() == "restart"
+    with pytest.raises(SystemExit):
+        parse_command_line(PretrainRecipe, ["--help"])
+    assert "[--resume | --restart]" in capsys.readouterr().out
+    config = root / "recipes/quickstart/prepare_data.yaml"
+    with pytest.raises(InputError, match="run.if_changed: no such key"):
+        parse_command_line(DataRecipe, ["--config", str(config), "--resume"])

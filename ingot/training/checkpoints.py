@@ -1,20 +1,15 @@
 """Checkpoints that are whole or absent: staged, hashed, made durable, then renamed into place."""
 
 import os
-import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from ingot.failures import FULL
-from ingot.files import says_full, sync
+from ingot.files import sync
 from ingot.recipe import InputError
 from ingot.runs import (
     STARTED,
-    DiskFull,
     damage,
     get_logger,
     is_main_process,
@@ -31,7 +26,7 @@ from ingot.training.checkpoint_folders import (
     remove_leftovers,
     step_of,
 )
-from ingot.training.disk import checkpoint_bytes, full_disk, wait_for_room
+from ingot.training.disk import checkpoint_bytes, naming_room, wait_for_room
 from ingot.training.processes import on_main, wait_for_all
 from ingot.training.watch import check_weights
 
@@ -75,26 +70,20 @@ class SafeCheckpoints:
             remove_leftovers(run_dir)
         needed = checkpoint_bytes(run_dir, self.estimated_bytes)
         wait_for_room(run_dir, needed, self.wait_for_disk)
-        self._stage(model, trial, needed)
-        self._name_best(run_dir, final)
-        if is_main_process():
-            self._describe(run_dir / STAGING / final.name, run_dir)
-            self._publish(final, step, began)
+        with naming_room(run_dir, needed):
+            self._stage(model, trial)
+            self._name_best(run_dir, final)
+            if is_main_process():
+                self._describe(run_dir / STAGING / final.name, run_dir)
+                self._publish(final, step, began)
         wait_for_all()
         self.pauses = (*self.pauses, time.monotonic() - began)
 
-    def _stage(self, model: Any, trial: Any, needed: int) -> None:
-        """Upstream's save, into the staging folder; what it says of a full disk names no path."""
-        run_dir = Path(self.args.output_dir)
+    def _stage(self, model: Any, trial: Any) -> None:
+        """Upstream's save, into the staging folder."""
         self._staging = True
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        except (OSError, RuntimeError, SafetensorError) as error:
-            free = shutil.disk_usage(run_dir).free
-            if not says_full(error) and free >= needed:
-                raise
-            shutil.rmtree(run_dir / STAGING, ignore_errors=True)
-            raise DiskFull(full_disk(run_dir, needed, free, _reason(error))) from error
         finally:
             self._staging = False
         wait_for_all()
@@ -128,16 +117,11 @@ class SafeCheckpoints:
 
     def _make_durable(self, final: Path, step: int, best: int | None, limit: int | None, began: float) -> None:
         run_dir, staging = final.parent, final.parent / STAGING
-        try:
+        with naming_room(run_dir, checkpoint_bytes(run_dir, self.estimated_bytes)):
             write_checksums(staging / final.name)
             if final.is_dir():  # damaged, or it would not be written again
                 remove_checkpoint(final)
             os.replace(staging / final.name, final)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            needed, free = checkpoint_bytes(run_dir, self.estimated_bytes), shutil.disk_usage(run_dir).free
-            raise DiskFull(full_disk(run_dir, needed, free, _reason(error))) from error
         staging.rmdir()
         sync(run_dir)
         rotate(run_dir, step, best, limit)
@@ -159,12 +143,6 @@ class SafeCheckpoints:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
-
-
-def _reason(error: Exception) -> str:
-    """What the system says; torch's own words for it (`unexpected pos`) tell nobody anything."""
-    said = (error.strerror or "") if isinstance(error, OSError) else "No space left on device"
-    return f"the checkpoint cannot be written ({said})"
 
 
 def best_step(log_history: list[dict[str, Any]], said: int | None, checkpoints: list[Path]) -> int | None:

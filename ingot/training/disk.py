@@ -1,7 +1,11 @@
 """Room for checkpoints: foreseen before a run starts, and looked at before each is written."""
 
+import errno
+import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from operator import ge
 from pathlib import Path
@@ -11,12 +15,12 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import get_model_param_count
 from transformers.trainer_utils import SaveStrategy
 
-from ingot.files import CHECKSUMS
+from ingot.files import CHECKSUMS, says_full
 from ingot.planning.optimizers import OPTIMIZERS, SHORT_NAMES
 from ingot.planning.show import size
 from ingot.recipe import InputError
 from ingot.runs import DiskFull, get_logger, read_json
-from ingot.training.checkpoint_folders import checkpoints_of
+from ingot.training.checkpoint_folders import STAGING, checkpoints_of
 from ingot.training.processes import on_main
 
 logger = get_logger(__name__)
@@ -99,6 +103,24 @@ def wait_for_room(run_dir: Path, needed: int, seconds: float) -> None:
             logger.warning("%s; waiting %.0f s for it", full_disk(run_dir, needed, free), until - time.monotonic())
             told = True
         time.sleep(ASK_EVERY)
+
+
+@contextmanager
+def naming_room(run_dir: Path, needed: int) -> Iterator[None]:
+    """Turns what the system, safetensors or torch say of a full disk into one line; torch's own words tell nobody.
+
+    What was written of the checkpoint is removed.
+    Raises: DiskFull with the bytes needed and free.
+    """
+    try:
+        yield
+    except Exception as error:
+        free = shutil.disk_usage(run_dir).free
+        if not says_full(error):
+            raise
+        shutil.rmtree(run_dir / STAGING, ignore_errors=True)
+        said = os.strerror(error.errno or 0) if isinstance(error, OSError) else os.strerror(errno.ENOSPC)
+        raise DiskFull(full_disk(run_dir, needed, free, f"the checkpoint cannot be written ({said})")) from error
 
 
 def full_disk(path: Path, needed: int, free: int, reason: str = "no room for a checkpoint") -> str:

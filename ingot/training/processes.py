@@ -24,9 +24,9 @@ def on_main(ask: Callable[[], T]) -> T:
             answer[0] = ask()
         except (InputError, RunFailed) as error:
             answer[1] = error
-    result, error = broadcast_object_list(answer)
-    if error is not None:
-        raise error
+    result, problem = broadcast_object_list(answer)
+    if problem is not None:
+        raise problem
     return result
 
 
