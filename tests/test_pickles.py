@@ -53,9 +53,7 @@ def test_resuming_refuses_a_pickle_that_calls_a_function(name: str, marker: Path
     (folder / name).parent.mkdir(exist_ok=True)
     torch.save({"state": Bomb(marker)}, folder / name)
     write_checksums(folder)
-    with pytest.raises(
-        InputError, match=rf"{name}: would run \w+\.system when it is read.*use another checkpoint"
-    ) as e:
+    with pytest.raises(InputError, match=rf"{name}: would run \w+\.system when it is read") as caught:
         newest_checkpoint(tmp_path / "run")
     assert "\n" not in str(caught.value) and not marker.exists()
 
