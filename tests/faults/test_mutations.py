@@ -17,6 +17,8 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     found = mutate_checkpoints(tmp_path / "work", 60, seed=1)
     assert found["wrong"] == [] and found["refused"] + found["unchanged"] == 60 and found["refused"] > 50
     assert len(found["kinds"]) > 12
+    whole = {p.name for p in (tmp_path / "work/whole").rglob("*")}
+    assert "optimizer.pt" in whole and "training_args.bin" not in whole  # a pickle that nothing needs
 
 
 def test_a_loader_that_looks_at_nothing_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
