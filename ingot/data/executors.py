@@ -234,13 +234,16 @@ def _work(connection: Connection, executor: LocalExecutor) -> None:
             rank = connection.recv()
         except (EOFError, ConnectionResetError):
             return
+        answer: Exception | None = None
         try:
             executor.run_rank(rank)
         except Exception as error:
             known = isinstance(error, InputError)
-            connection.send(error if known else RuntimeError(f"{type(error).__name__}: {error}"))
-        else:
-            connection.send(None)
+            answer = error if known else RuntimeError(f"{type(error).__name__}: {error}")
+        try:
+            connection.send(answer)
+        except BrokenPipeError:  # whoever waits for it has ended
+            return
 
 
 def _end_with_parent() -> None:
