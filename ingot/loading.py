@@ -196,11 +196,8 @@ def _wrong_headers(
     config: "PreTrainedConfig", stored: Mapping[str, Stored], folder: Path, trusted: bool
 ) -> Iterator[str]:
     """Tensors of another shape or type than the architecture in config.json has."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with naming(folder / "config.json", "makes no model"), silent(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+    with naming(folder / "config.json", "makes no model"), silent():
+        model = _empty_model(config, trusted)
     both = {name: (tensor, stored[name]) for name, tensor in model.state_dict().items() if name in stored}
     misshapen = [name for name, (tensor, file) in both.items() if tuple(tensor.shape) != file.shape]
     ours = config.model_type == "ingot"  # upstream renames and joins tensors of other architectures as it loads them
@@ -221,6 +218,23 @@ def _wrong_headers(
         if names:
             stored_as = both[names[0]][1].dtype
             yield f"{_names(names)} stored as {stored_as}, but config.json says {config.dtype or 'float'}"
+
+
+def _empty_model(config: "PreTrainedConfig", trusted: bool) -> "PreTrainedModel":
+    """The architecture without numbers.
+
+    Not by from_config where that can be helped: under ZeRO-3 it would have all processes share out the weights, and
+    often only one of them is here.
+    """
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model: PreTrainedModel = model_class(config)
+        return model
 
 
 def _wrong_tensors(found: dict[str, Any]) -> Iterator[str]:

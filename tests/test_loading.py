@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ingot.loading import check_files, load_model, load_tokenizer
+from ingot.loading import check_files, check_model, load_model, load_tokenizer
 from ingot.recipe import InputError
 from ingot.runs import describe_file
 from ingot.tokenization.build import save_tokenizer, train_bpe
@@ -87,3 +87,12 @@ def test_truncated_files_are_named(hub_folder: Path) -> None:
         (hub_folder / name).write_bytes((hub_folder / name).read_bytes()[:50])
         with pytest.raises(InputError, match=rf"^{hub_folder / name}: .*(restore it|cannot be read)"):
             load(hub_folder)
+
+
+def test_looking_at_a_model_is_no_business_of_all_processes(hub_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # under ZeRO-3 upstream's from_config has every process share out the weights, and only the first one looks
+    def share_out(*_: Any, **__: Any) -> None:
+        raise AssertionError("from_config was called")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_config", share_out)
+    assert check_model(hub_folder).vocab_size == 300
