@@ -23,6 +23,9 @@ from ingot.data.splits import held_out_groups, splits_of
 from ingot.files import naming_full_disk
 
 AT_ONCE = 1 << 23  # documents whose hashes are compared at once, about 400 MB
+_Bounds = tuple[
+    np.uint64, np.uint64, bool
+]  # first numbers of a range of hashes and of the next; whether it is the last
 DUPLICATE, NEAR = "duplicate", "near_duplicate"
 
 
@@ -75,16 +78,22 @@ def _drop_duplicates(records: list[NDArray[np.void]], decisions: list[NDArray[np
     ranges = -(-total // AT_ONCE)
     for number in range(ranges):
         low, high = (np.uint64(min(i * 2**64 // ranges, 2**64 - 1)) for i in (number, number + 1))
-        last = number == ranges - 1
-        inside = [_inside(r, d, low, high, last) for r, d in zip(records, decisions, strict=True)]
-        digests = np.concatenate([r["digest"][i] for r, i in zip(records, inside, strict=True)])
-        order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: equal ones stay in reading order
-        ordered = digests[order]
-        again = np.zeros(len(order), bool)
-        again[order[1:]] = (ordered[1:] == ordered[:-1]).all(axis=1)
-        starts = np.cumsum([len(i) for i in inside])[:-1]
-        for decided, places, repeated in zip(decisions, inside, np.split(again, starts), strict=True):
-            decided[places[repeated]] = dropped
+        _drop_in_range(records, decisions, dropped, (low, high, number == ranges - 1))
+
+
+def _drop_in_range(
+    records: list[NDArray[np.void]], decisions: list[NDArray[np.uint8]], dropped: int, bounds: _Bounds
+) -> None:
+    """A function of its own, so that what one range took is free before the next one begins."""
+    inside = [_inside(r, d, *bounds) for r, d in zip(records, decisions, strict=True)]
+    digests = np.concatenate([r["digest"][i] for r, i in zip(records, inside, strict=True)])
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: equal ones stay in reading order
+    ordered = digests[order]
+    again = np.zeros(len(order), bool)
+    again[order[1:]] = (ordered[1:] == ordered[:-1]).all(axis=1)
+    starts = np.cumsum([len(i) for i in inside])[:-1]
+    for decided, places, repeated in zip(decisions, inside, np.split(again, starts), strict=True):
+        decided[places[repeated]] = dropped
 
 
 def _inside(

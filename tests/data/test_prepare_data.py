@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from ingot.data import encode, execution, writing
+from ingot.data import decisions, encode, execution, writing
 from ingot.data.prepare_data import DataRecipe
 from ingot.data.selection import select_documents
 from ingot.data.shards import TokenShards, token_dtype
@@ -76,6 +76,20 @@ def test_duplicates_are_found_across_files_and_kept_on_request(tmp_path: Path, p
     assert results["dropped"] == {"duplicate": 5}
     _, results = prepare([source], "twice", dedup="off")
     assert results["splits"]["train"]["documents"] == 10
+
+
+def test_duplicates_are_the_same_however_many_hashes_are_compared_at_once(
+    tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(60)
+    paths = [write_jsonl(tmp_path / f"{i}.jsonl", rows[i * 7 : i * 7 + 30]) for i in range(4)]
+    sources = [{"path": str(path)} for path in paths]
+    once, results = prepare(sources, "once")
+    monkeypatch.setattr(decisions, "AT_ONCE", 7)
+    again, others = prepare(sources, "again")
+    assert results == others and results["splits"]["train"]["documents"] == 51
+    for path in sorted(once.glob("tokens/*")):
+        assert path.read_bytes() == (again / "tokens" / path.name).read_bytes()
 
 
 def test_groups_go_to_one_split(tmp_path: Path, prepare: Prepare) -> None:
