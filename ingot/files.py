@@ -50,7 +50,12 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 
 def says_full(error: BaseException) -> bool:
-    """Whether an error comes of a full disk or a limit on files: the system's, safetensors' or torch's."""
+    """Whether an error comes of a full disk or a limit on files: the system's, safetensors' or torch's.
+
+    One that has been told already (DiskFull) is not told again in other words.
+    """
+    if isinstance(error, DiskFull):
+        return False
     if isinstance(error, OSError):
         return error.errno in FULL
     # torch.save: "PytorchStreamWriter failed writing file ...", "... inline_container.cc:...] unexpected pos"

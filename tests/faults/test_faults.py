@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ingot.failures import DiskFull
 from ingot.faults.command import faults_command, table
 from ingot.faults.compare import (
     corrupt,
@@ -18,7 +19,7 @@ from ingot.faults.compare import (
 )
 from ingot.faults.full_disk import says_so
 from ingot.faults.suite import CASES
-from ingot.files import write_checksums
+from ingot.files import naming_full_disk, write_checksums
 from ingot.recipe import InputError
 
 
@@ -84,6 +85,11 @@ def test_a_full_disk_is_told_in_one_line_with_two_sizes() -> None:
     assert not says_so(line, Path("/runs/b"))
     assert not says_so("error: /runs/a: no space left", Path("/runs/a"))
     assert not says_so(f"Traceback (most recent call last):\n{line}", Path("/runs/a"))
+
+
+def test_a_full_disk_that_was_told_is_not_told_again_in_other_words(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull, match="5 bytes needed"), naming_full_disk(tmp_path):
+        raise DiskFull("the checkpoint cannot be written (No space left on device): 5 bytes needed")
 
 
 def test_the_cases_are_listed_and_a_wrong_name_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
