@@ -31,17 +31,18 @@ class Heard:
     sent: int = 0
     codes: dict[str, int] = field(default_factory=dict)
     moments: dict[str, int] = field(default_factory=dict)
-    seconds: list[float] = field(default_factory=list)
+    seconds: list[tuple[float, str]] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
     equal: int = 0
     wrong: list[str] = field(default_factory=list)
 
     def measured(self) -> dict[str, Any]:
         """As numbers."""
-        ordered = sorted(self.seconds) or [0.0]
+        ordered = sorted(self.seconds) or [(0.0, "none")]
         return {
             "signals": self.sent, "moments": self.moments, "exit_codes": self.codes,
-            "seconds_p95": round(ordered[int(0.95 * (len(ordered) - 1))], 2), "seconds_max": round(ordered[-1], 2),
+            "seconds_p95": round(ordered[int(0.95 * (len(ordered) - 1))][0], 2),
+            "seconds_max": round(ordered[-1][0], 2), "slowest": ordered[-1][1],
             "most_steps_lost": max(self.lost, default=0), "equal_after_resume": self.equal, "wrong": self.wrong[:5],
         }  # fmt: skip
 
@@ -60,7 +61,7 @@ def sigterm(work: Workplace) -> Result:
         moment = MOMENTS[1] if work.short else MOMENTS[number % 4]
         one(work, subject, moment, SIGNALS[number % 3], number >= 16, drawn, heard)
         work.say(f"sigterm: {number + 1} sent, {heard.equal} continued to the same end")
-    ok = not heard.wrong and heard.equal == heard.sent and max(heard.seconds) < SECONDS
+    ok = not heard.wrong and heard.equal == heard.sent and max(heard.seconds)[0] < SECONDS
     asked = f"{heard.sent} signals: exit code 130 within {SECONDS} s, no step lost, resumed runs end equal"
     return {"name": "sigterm", "asked": asked, "measured": heard.measured(), "passed": ok}
 
@@ -83,13 +84,14 @@ def one(
     for rank in range(len(run.members)):  # as a scheduler does: every process hears it
         run.send(number, rank)
     code = run.wait(120)
+    how = f"{number.name} at {moment} of {subject.name}{', cold' if cold else ''}"
     if reached:
-        heard.seconds.append(time.monotonic() - began)
+        heard.seconds.append((time.monotonic() - began, how))
     heard.sent += 1
     heard.moments[moment] = heard.moments.get(moment, 0) + 1
-    name = f"{number.name}: {code}"
+    name = f"{number.name}: {code}" if code or reached else "ended before"
     heard.codes[name] = heard.codes.get(name, 0) + 1
-    note(run, folder, code, f"{number.name} at {moment} of {subject.name}", heard)
+    note(run, folder, code, how, heard)
     work.finish(subject, folder)
     same = weights_hash(folder) == weights_hash(reference.folder) and metrics_equal(folder, reference.folder)
     heard.equal += same
