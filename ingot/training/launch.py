@@ -112,6 +112,7 @@ def _join_processes(on_cpu: bool, timeout: timedelta) -> None:
     """Forms the process group and checks that it is as large as the launcher says."""
     from accelerate import PartialState
 
+    _join_again("gloo" if on_cpu else "nccl", timeout)
     if uses_deepspeed():
         import deepspeed
 
@@ -126,6 +127,25 @@ def _join_processes(on_cpu: bool, timeout: timedelta) -> None:
             f"{num_processes()} processes were started but each trains alone ({found} in its group); "
             "launch with a file of accelerate_configs/ that fits this machine"
         )
+
+
+def _join_again(backend: str, timeout: timedelta) -> None:
+    """Forms the group under names of its own after a restart by the launcher; does nothing at the first start.
+
+    The store of accelerate's launcher outlives the restart with the addresses of the processes that died, and one that
+    reads such an address would wait for it until the timeout.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if attempt == 0:
+        return
+    from torch import distributed
+
+    address, port, size = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), num_processes()
+    own = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)  # the first process holds the store itself
+    rank = int(os.environ["RANK"])
+    store = distributed.TCPStore(address, port, size, is_master=own and rank == 0, timeout=timeout)
+    names = distributed.PrefixStore(f"attempt_{attempt}", store)
+    distributed.init_process_group(backend, store=names, rank=rank, world_size=size, timeout=timeout)
 
 
 def asked_processes() -> int | None:
