@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 CASES = ("encode_batch", "encode_batch_fast", "our_step", "end_to_end", "datatrove")
+ALONE = "encode_alone"  # encode_batch of one thread in each process: what the machine gives to so many processes
 WARM_UP = 200_000  # characters
 Work = Callable[[], tuple[int, int]]  # does it; returns bytes of text, and tokens where they are counted
 BATCHES = (1 << 20, 1 << 22)  # characters for each thread that encode_batch gets at once
@@ -59,6 +60,8 @@ def measure(
     case: str, files: Sequence[Path], tokenizer: Path, folder: Path, workers: int, batch: int = BATCHES[0]
 ) -> Measured:
     """Runs a case with so many workers: threads of one process where the library has the threads, else processes."""
+    if case == ALONE:  # every process the same texts, so that none has more to do
+        return _together([Share("encode_batch", list(files[:1]), tokenizer, folder, i, 1) for i in range(workers)])
     if case.startswith("encode_batch"):
         return _together([Share(case, list(files), tokenizer, folder, 0, workers, batch)])
     return _together([Share(case, list(files[i::workers]), tokenizer, folder, i, 1) for i in range(workers)])

@@ -55,7 +55,7 @@ def recipe_tree(corpus: Path, run_dir: Path, gpu: bool) -> dict[str, Any]:
     tree["data"]["seq_length"] = 1024 if gpu else 128
     tree["training"] |= {
         "per_device_train_batch_size": 8, "learning_rate": 1e-4, "logging_steps": 10, "bf16": gpu, "use_cpu": not gpu,
-        "max_steps": 200 if gpu else 25, "eval_strategy": "no", "save_strategy": "no",
+        "max_steps": 300 if gpu else 25, "eval_strategy": "no", "save_strategy": "no",
     }  # fmt: skip
     del tree["training"]["eval_steps"]
     tree["run"]["optimizer"] = None
@@ -136,7 +136,7 @@ class Trials:
         """Seconds that training stands still for a save, and until the checkpoint is durable."""
         found: dict[str, Any] = {}
         for name, background in (("foreground", False), ("background", True)):
-            trainer = self._trainer(True, _clock(), save_strategy="steps", save_steps=5, save_total_limit=1)
+            trainer = self._trainer(True, _clock(), save_strategy="steps", save_steps=0.2, save_total_limit=1)
             self._train(trainer, background)
             (checkpoint,) = self.folder.glob("checkpoint-*")
             found["checkpoint_bytes"] = sum(f.stat().st_size for f in checkpoint.iterdir())

@@ -276,6 +276,8 @@ def conclude(
         "heldout_loss": loss,
         "heldout_bits_per_byte": loss / math.log(2) / data.heldout.bytes_per_target,
         "tokens_per_second": median(rates) if rates else None,
+        "save_pause_seconds": round(median(trainer.pauses), 2) if trainer.pauses else None,
+        "save_seconds": round(median(trainer.saves), 2) if trainer.saves else None,
     }
     of_data = data.results(evaluation)
     held = hold(predicted, {**results, **measurements(metrics, run, loss)})

@@ -38,7 +38,7 @@ def test_the_table_and_the_plot(tmp_path: Path) -> None:
     row = {"bytes_per_second": 4e6, "share": 0.9, "best_slice": 5e6, "best_share": 0.91, "bytes_per_cpu_second": 2e6}
     cases = {case: {**row, "cpu_share": 0.92, "peak_memory": 2e8} for case in CASES}
     scaling = [
-        {"workers": w, "our_step": w * 1e6, "end_to_end": w * rate,
+        {"workers": w, "our_step": w * 1e6, "end_to_end": w * rate, "encode_alone": w * 1e6,
          "tokens_per_second": {"our_step": w * 2.5e5, "end_to_end": w * rate / 4}}
         for w, rate in ((1, 9e5), (2, 8.1e5))
     ]  # fmt: skip
