@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM ?= true
 help:
 	@echo "make quickstart   set up, then tokenizer, data, pretraining, SFT, DPO, evaluation, export"
 	@echo "make test         set up, then the test suite        make test-slow  the long tests"
-	@echo "make faults       set up, then the proofs of docs/reliability.md (half an hour)"
+	@echo "make faults       set up, then the proofs of docs/reliability.md (ten minutes)"
 	@echo "make quality      formatting, lint and types         make style      mend formatting"
 
 install: $(INSTALLED)

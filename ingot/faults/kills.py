@@ -55,7 +55,7 @@ def survive(work: Workplace, plan: Plan, subjects: Sequence[Subject]) -> Result:
     """Kills runs of these subjects in turn, each several times, and holds every finished one against its reference."""
     drawn, tally = work.random(plan.name), Tally()
     while tally.kills < plan.kills or tally.in_save < plan.in_save:
-        if tally.runs >= plan.kills:  # every run is killed at least once, unless something is wrong
+        if tally.runs >= 3 * plan.kills:  # most runs are killed at least once, unless something is wrong
             tally.wrong.append("the runs end before they are killed")
             break
         subject = subjects[tally.runs % len(subjects)]
