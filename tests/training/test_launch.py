@@ -213,7 +213,10 @@ def test_deepspeed_gets_its_backend_and_is_not_told_of_the_cpu(
     monkeypatch.setitem(sys.modules, "deepspeed", deepspeed)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setattr(launch, "has_gpu", lambda: gpu)
+    forbidden: list[bool] = []
+    monkeypatch.setattr(launch, "forbid_pickles", forbidden.append)
     values = prepare_launch({"ddp_timeout": 30})
+    assert forbidden == [True]
     assert calls == [{"dist_backend": "nccl" if gpu else "gloo", "timeout": timedelta(seconds=30)}]
     del values["ddp_timeout"]
     assert values == ({} if gpu else {"use_cpu": False, "ddp_backend": "gloo"})
@@ -306,3 +309,20 @@ def test_the_commands_of_the_page_on_several_machines_are_right() -> None:
     assert ranks == [(1, 0), (2, 0), (2, 1)]
     for name in ("pretrain.sbatch", *(path.name for path in CONFIGS.glob("*zero*.yaml"))):
         assert name in text
+
+
+def test_locks_of_dead_processes_are_removed_and_those_of_the_living_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    dead, alive = (tmp_path / name / "lock" for name in ("dead", "alive"))
+    for path in (dead, alive):
+        path.parent.mkdir()
+        path.touch()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    launch.drop_dead_locks()
+    assert dead.exists()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with open(alive):
+        launch.drop_dead_locks()
+    assert not dead.exists() and alive.exists()
