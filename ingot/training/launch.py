@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from glob import glob
 from pathlib import Path
@@ -116,6 +116,7 @@ def _join_processes(on_cpu: bool, timeout: timedelta) -> None:
     if uses_deepspeed():
         import deepspeed
 
+        drop_dead_locks()
         backend = "gloo" if on_cpu else "nccl"
         deepspeed.init_distributed(dist_backend=backend, timeout=timeout)
         state = PartialState(backend=backend)
@@ -146,6 +147,26 @@ def _join_again(backend: str, timeout: timedelta) -> None:
     store = distributed.TCPStore(address, port, size, is_master=own and rank == 0, timeout=timeout)
     names = distributed.PrefixStore(f"attempt_{attempt}", store)
     distributed.init_process_group(backend, store=names, rank=rank, world_size=size, timeout=timeout)
+
+
+def drop_dead_locks() -> None:
+    """Removes the locks of processes that died while torch built or loaded a part of DeepSpeed.
+
+    torch would wait for such a lock for ever. Who holds one has its file open; the first process of a machine looks.
+    """
+    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
+    locks = [path.resolve() for path in cache.glob("**/lock")]
+    if not locks or os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    import psutil
+
+    held = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            held |= {Path(file.path) for file in process.open_files()}
+    for path in set(locks) - held:
+        logger.warning("%s: left by a process that is gone; removed", path)
+        path.unlink(missing_ok=True)
 
 
 def asked_processes() -> int | None:
