@@ -55,14 +55,14 @@ def recipe_tree(corpus: Path, run_dir: Path, gpu: bool) -> dict[str, Any]:
     tree["data"]["seq_length"] = 1024 if gpu else 128
     tree["training"] |= {
         "per_device_train_batch_size": 8, "learning_rate": 1e-4, "logging_steps": 10, "bf16": gpu, "use_cpu": not gpu,
-        "max_steps": 300 if gpu else 25, "eval_strategy": "no", "save_strategy": "no",
+        "max_steps": 250 if gpu else 25, "eval_strategy": "no", "save_strategy": "no",
     }  # fmt: skip
     del tree["training"]["eval_steps"]
     tree["run"]["optimizer"] = None
     return tree
 
 
-def measure(path: Path, folder: Path, rounds: int = 5) -> dict[str, Any]:
+def measure(path: Path, folder: Path, rounds: int = 4) -> dict[str, Any]:
     """Seconds of a step with and without safety, in turn, and of saves in both ways; of one process."""
     import torch
 
