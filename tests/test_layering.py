@@ -20,7 +20,7 @@ MAY_USE = {
     "data": {"tokenization"},
     "tokenization": {"data"},
 }
-# rooms that run whole stages: the chain, the measurements, the proofs, and the doctor, whose self-test makes a toy model
+# rooms that run whole stages: the chain, measurements, proofs, and the doctor, whose self-test makes a toy model
 ABOVE_STAGES = ("chain", "benchmark", "faults", "doctor")
 # third-party package -> the folders that own it
 OWNERS = {

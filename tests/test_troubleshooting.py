@@ -19,7 +19,7 @@ GAP = "\0"  # what a message fills in
 
 @cache
 def printed() -> str:
-    """Every text in the source, what it fills in left out; parts of one text that stand on several lines are joined."""
+    """Every text in the source, what it fills in left out; parts of one text on several lines are joined."""
     texts = []
     for folder in ("ingot", "modeling"):
         for path in sorted((ROOT / folder).rglob("*.py")):

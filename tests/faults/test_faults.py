@@ -110,7 +110,8 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
 def test_the_table_has_a_command_for_every_row() -> None:
     case = {"name": "nan", "asked": "a | b", "measured": {"ok": True, "most": 0.12345, "wrong": []}, "seconds": 2.0}
     report = {"cases": [{**case, "passed": False}], "short": True, "seconds": 2.0}
-    assert "| nan | a / b | ok yes; most 0.1235 | NOT PASSED | 2 | `ingot faults --short --only nan` |" in table(report)
+    row = "| nan | a / b | ok yes; most 0.1235 | NOT PASSED | 2 | `ingot faults --short --only nan` |"
+    assert row in table(report)
     assert table(report).endswith("0 of 1 passed in 2 s")
     skipped = {**case, "measured": {"skipped": "no DeepSpeed here"}, "passed": True}
     report = {"cases": [skipped, {**case, "measured": {"skipped": 3}, "passed": True}], "short": False, "seconds": 3.0}
