@@ -1,7 +1,10 @@
 """The special tokens and the one chat template (ChatML) that training, evaluation and serving all use."""
 
 import re
+from pathlib import Path
 from typing import Any
+
+from ingot.files import read_json, write_json, write_text
 
 END_OF_TEXT = "<|endoftext|>"  # ends every document in pretraining: the tokenizer's eos_token
 TURN_START = "<|im_start|>"
@@ -41,3 +44,12 @@ def stop_token_ids(tokenizer: Any) -> list[int]:
     names = dict.fromkeys((tokenizer.eos_token, *STOP_TOKENS))
     vocabulary = tokenizer.get_vocab()
     return [vocabulary[name] for name in names if name in vocabulary]
+
+
+def set_chat_template(folder: str | Path) -> None:
+    """Gives a tokenizer folder from elsewhere the template above, and takes its own out of tokenizer_config.json."""
+    config = Path(folder) / "tokenizer_config.json"
+    values = read_json(config)
+    values.pop("chat_template", None)
+    write_json(config, values)
+    write_text(Path(folder) / "chat_template.jinja", CHAT_TEMPLATE)
