@@ -17,6 +17,7 @@ from ingot.runs import read_json
 
 FLOPS_PER_PARAMETER = 6.0  # of a training token: 2 forward, 4 backward
 Counts = Literal["all", "non_embedding"]
+USUAL_FLOPS = (1e15, 1e26)  # budgets for which a law must have an answer
 COEFFICIENTS = ("E", "A", "alpha", "B", "beta")
 OPTIONAL = ("name", "form", "source", "unit", "counts", "note", "intervals", "fitted_flops")
 FORM = "E + A / N^alpha + B / D^beta"
@@ -281,12 +282,28 @@ def read_law(path: Path) -> ParametricLaw:
         raise InputError(f"{path}: form: only '{FORM}' can be read, got {tree['form']!r}")
     if tree.get("counts", "all") not in ("all", "non_embedding"):
         raise InputError(f"{path}: counts: expected 'all' or 'non_embedding', got {tree['counts']!r}")
-    return ParametricLaw(
+    law = ParametricLaw(
         E=numbers["E"], A=numbers["A"], alpha=numbers["alpha"], B=numbers["B"], beta=numbers["beta"],
         name=str(tree.get("name", path.stem)), source=str(tree.get("source", path)), note=str(tree.get("note", "")),
         unit=str(tree.get("unit", "nats per token")), counts=tree.get("counts", "all"),
         intervals=_intervals(path, tree), fitted_flops=_fitted_flops(path, tree),
     )  # fmt: skip
+    _check_usable(path, law)
+    return law
+
+
+def _check_usable(path: Path, law: ParametricLaw) -> None:
+    """Raises: InputError for coefficients that are numbers but no law: its optimum has no size."""
+    try:
+        found = [law.optimum(flops) for flops in USUAL_FLOPS]
+        usable = all(1 <= best.parameters and 1 <= best.tokens and law.loss(1e3, 1e16) < math.inf for best in found)
+    except ArithmeticError:
+        usable = False
+    if not usable:
+        raise InputError(
+            f"{path}: alpha {law.alpha:g}, beta {law.beta:g}, A {law.A:g}, B {law.B:g}: from {USUAL_FLOPS[0]:.0e} to "
+            f"{USUAL_FLOPS[-1]:.0e} FLOP this law has no optimum of a parameter and a token or more; check the numbers"
+        )
 
 
 def _coefficient(path: Path, tree: Mapping[str, object], key: str) -> float:

@@ -145,6 +145,8 @@ def test_a_law_file_is_read_with_all_it_says(tmp_path: Path) -> None:
         ({"form": "A/N"}, "form: only"),
         ({"intervals": {"E": [2, 1]}}, r"intervals.E: expected \[low, high\]"),
         ({"intervals": [1]}, "intervals: expected an object"),
+        ({"alpha": 1e-4, "beta": 1e-4, "A": 1e9}, "alpha 0.0001, beta 0.0001, A 1e.09, B 200: from .* has no optimum"),
+        ({"alpha": 300.0, "beta": 300.0}, "alpha 300, beta 300, .* check the numbers"),
         ({"fitted_flops": 3}, r"fitted_flops: expected \[low, high\], got 3"),
     ],
 )
