@@ -131,6 +131,7 @@ def plan_grid(words: Any, machine: Machine) -> dict[str, Any]:
         "budget": budget,
         "law": law.name,
         "optimum": {"parameters": optimum.parameters, "tokens": optimum.tokens, "loss": optimum.loss},
+        "extrapolates": law.extrapolates(budget["flops"]),
         "num_candidates": len(found),
         "candidates": [_describe(c, words, machine, budget["hours"]) for c in found[: words.top]],
     }

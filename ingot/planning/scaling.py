@@ -296,7 +296,7 @@ def _check_usable(path: Path, law: ParametricLaw) -> None:
     """Raises: InputError for coefficients that are numbers but no law: its optimum has no size."""
     try:
         found = [law.optimum(flops) for flops in USUAL_FLOPS]
-        usable = all(1 <= best.parameters and 1 <= best.tokens and law.loss(1e3, 1e16) < math.inf for best in found)
+        usable = all(best.parameters >= 1 and best.tokens >= 1 and law.loss(1e3, 1e16) < math.inf for best in found)
     except ArithmeticError:
         usable = False
     if not usable:

@@ -275,5 +275,6 @@ def grid_page(plan: Mapping[str, Any]) -> str:
         f"Best of each width and depth by {plan['law']}, of {plan['num_candidates']} near the optimum "
         f"({amount(plan['optimum']['parameters'])} parameters, "
         f"{amount(plan['optimum']['tokens'])} tokens)\n{table(rows)}",
-        "  a law knows size, not shape: where losses are this close, choose by memory, speed and taste",
+        "  a law knows size, not shape: where losses are this close, choose by memory, speed and taste"
+        + "\n  extrapolated: the law was fitted to budgets far from this one" * plan["extrapolates"],
     ])  # fmt: skip

@@ -28,6 +28,7 @@ SHALLOWEST, DEEPEST = 0.6, 1.6  # layers, compared with those of the template's 
 WIDEST = 64  # heads of the largest model that is considered, in units of the template's key/value groups
 FEWEST_STEPS = 10
 SHORT = 50  # steps below which a schedule is hardly one
+STEPS_OF_SCHEDULE = ("num_decay_steps", "num_stable_steps")  # of warmup_stable_decay
 ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt")  # schedules that do not end with the run
 
 
@@ -264,13 +265,21 @@ def write_recipe(template: Mapping[str, Any], run: PlannedRun, config: Path) -> 
     """Writes the run's recipe: the template with the run's sizes, steps, rate and folder."""
     changed: dict[str, dict[str, Any]] = {
         "model": run.shape.keys,
-        "training": {"max_steps": run.steps, "learning_rate": run.learning_rate},
+        "training": {"max_steps": run.steps, "learning_rate": run.learning_rate} | _schedule(template, run.steps),
         "run": {"dir": str(run.folder)},
     }
     tree = {name: dict(section) | changed.get(name, {}) for name, section in template.items()}
     run.recipe.parent.mkdir(parents=True, exist_ok=True)
     title = f"# {run.shape.parameters:,} parameters, {run.tokens:,} tokens, {run.flops:.3g} FLOP; from {config}\n"
     write_text(run.recipe, title + dump_yaml(tree))
+
+
+def _schedule(template: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """The template's steps of its schedule, in proportion: runs that decay for unlike shares do not compare."""
+    training = template["training"]
+    given = training.get("lr_scheduler_kwargs") or {}
+    scaled = {k: max(1, round(v / training["max_steps"] * steps)) for k, v in given.items() if k in STEPS_OF_SCHEDULE}
+    return {"lr_scheduler_kwargs": {**given, **scaled}} if scaled else {}
 
 
 def table(planned: Sequence[PlannedRun]) -> str:

@@ -131,7 +131,8 @@ def test_the_grid(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["grid", "--flops", "1.36e21", "--law", "besiroglu", "--gpu", "h200", "--gpus", "8", "--strategy", "zero1"]
     found = planned(capsys, *words, "--top", "5")["candidates"]
     assert len(found) == 5 and all(c["memory_bytes"] > 0 and c["fits"] is not None for c in found)
-    assert "width x depth" in page(capsys, *words)
+    assert "width x depth" in page(capsys, *words) and "extrapolated" not in page(capsys, *words)
+    assert "extrapolated: the law was fitted" in page(capsys, "grid", "--flops", "1e26", "--top", "1")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ingot.cli import load_stage
+from ingot.planning import sweep
 from ingot.planning.sweep import PlannedRun, plan_budget, read_template, shapes, sweep_command
 from ingot.recipe import InputError
 from ingot.recipe_yaml import dump_yaml, read_yaml
@@ -76,6 +77,13 @@ def test_the_rate_falls_with_the_width_as_asked() -> None:
 def test_a_budget_of_a_few_steps_is_refused() -> None:
     with pytest.raises(InputError, match=r"--flops: 1e\+10 is . steps of 4,096 tokens for "):
         plan_budget(TEMPLATE, 1e10, 1e6, 3, 2.0, 0.0, Path("out"))
+
+
+def test_a_schedule_of_steps_keeps_its_shares() -> None:
+    kwargs = {"decay_type": "1-sqrt", "num_decay_steps": 150}
+    template = {"training": {"max_steps": 1000, "lr_scheduler_kwargs": kwargs}}
+    assert sweep._schedule(template, 200) == {"lr_scheduler_kwargs": {"decay_type": "1-sqrt", "num_decay_steps": 30}}
+    assert sweep._schedule({"training": {"max_steps": 1000}}, 200) == {}
 
 
 def test_a_dry_run_writes_recipes_that_load_and_trains_nothing(tmp_path: Path) -> None:
