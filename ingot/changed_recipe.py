@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,27 +49,45 @@ def _changed_recipe(path: Path, changes: list[str], newest: int) -> str:
     )
 
 
-def go_on(path: Path, recipe: Recipe, wanted: Mapping[str, Any], changes: list[str]) -> bool:
+def go_on(path: Path, recipe: Recipe, wanted: Mapping[str, Any], changes: list[str]) -> Callable[[], None] | None:
     """Whether a run goes on with a new recipe: with --resume, where there is a checkpoint.
 
-    Gives a run a new recipe from its checkpoint on; the old one is kept as recipe.until-step-N.yaml.
+    Gives a run a new recipe from its checkpoint on; the old one is kept as recipe.until-step-N.yaml. Returns what
+    takes that back, for a recipe that is refused later; None when the run does not go on.
     Raises: InputError when the change is one of the model, which has other weights then.
     """
     newest = newest_step(path)
     if newest is None or recipe.run.on_change() != "resume":
-        return False
+        return None
     model = [c for c in changes if c.startswith(("model.", "stage", "inputs.model.", "inputs.run.from"))]
     if model:
         raise InputError(f"{path}: --resume cannot continue another model ({'; '.join(model)}); use --restart")
+    kept = f"recipe.until-step-{newest}.yaml"
+    before = {name: _content(path / name) for name in (STARTED, MANIFEST, "recipe.yaml", kept)}
     if is_main_process():
         logger.info("%s: goes on from step %d with a changed recipe (%s)", path, newest, "; ".join(changes))
         seconds = read_json(path / STARTED).get("seconds", 0.0) if (path / STARTED).is_file() else 0.0
         if (path / "recipe.yaml").is_file():
-            os.replace(path / "recipe.yaml", path / f"recipe.until-step-{newest}.yaml")
+            os.replace(path / "recipe.yaml", path / kept)
         write_text(path / "recipe.yaml", dump_yaml(to_tree(recipe)))
         write_json(path / STARTED, {**wanted, "seconds": seconds})
         (path / MANIFEST).unlink(missing_ok=True)
-    return True
+    return partial(_take_back, path, before, newest)
+
+
+def _content(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _take_back(path: Path, before: Mapping[str, str | None], newest: int) -> None:
+    """Gives a run its old recipe again, unless it has gone on with the new one already."""
+    if not is_main_process() or newest_step(path) != newest:
+        return
+    for name, text in before.items():
+        if text is None:
+            (path / name).unlink(missing_ok=True)
+        else:
+            write_text(path / name, text)
 
 
 def set_aside(path: Path, changes: list[str]) -> None:

@@ -28,6 +28,13 @@ def is_of(record: Mapping[str, Any], recipe: Recipe, wanted: Mapping[str, Any]) 
     return all(record.get(k) == v for k, v in wanted.items())
 
 
+def shared(tree: Any, other: Any) -> Any:
+    """A tree without the keys that another has not."""
+    if isinstance(tree, dict) and isinstance(other, dict):
+        return {key: shared(value, other[key]) for key, value in tree.items() if key in other}
+    return tree
+
+
 def differences(found: Any, wanted: Any, prefix: str = "") -> list[str]:
     """What changed between two records, one `key: old -> new` for each leaf."""
     if isinstance(found, dict) and isinstance(wanted, dict):

@@ -6,11 +6,12 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from ingot.alone import alone, check_alone
 from ingot.changed_recipe import MANIFEST, STARTED, go_on, is_foreign, refuse_changed, set_aside
 from ingot.failures import FULL, DiskFull, LostProcess, NotFinite, RunFailed, exit_code_of, interruptible
 from ingot.files import (
@@ -136,8 +137,18 @@ def identity(recipe: Recipe, save: bool = False) -> dict[str, Any]:
 class RunFolder:
     """The folder of one stage's run; `complete` says that nothing is left to do."""
 
-    def __init__(self, path: Path, recipe: Recipe, identity: dict[str, Any], complete: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        recipe: Recipe,
+        identity: dict[str, Any],
+        complete: bool,
+        take_back: Callable[[], None] | None = None,
+    ) -> None:
+        """`take_back`: gives the folder the recipe again that it had before."""
         self.path, self.recipe, self.identity, self.complete = path, recipe, identity, complete
+        self._take_back = take_back
+        self._refused = False
         self.started = time.monotonic()
 
     @property
@@ -166,9 +177,15 @@ class RunFolder:
         self.complete = True
         return results
 
+    def refuse(self) -> None:
+        """Leaves the folder as it was, when a run that was to go on with a new recipe cannot."""
+        if self._take_back is not None:
+            self._take_back()
+            self._refused = True
+
     def add_seconds(self) -> None:
         """Keeps the time spent so far when a run is interrupted."""
-        if not is_main_process() or self.complete:
+        if not is_main_process() or self.complete or self._refused:
             return
         try:
             write_json(self.path / STARTED, {**self.identity, "seconds": self.elapsed})
@@ -214,14 +231,24 @@ def _opened(recipe: Recipe) -> Iterator[RunFolder]:
         _check_shared(folder.path)
     else:
         folder = _prepare(recipe)
-    if is_main_process() and not folder.complete:
-        from ingot.integrity import check_inputs_unchanged  # which imports this module
+    working = is_main_process() and not folder.complete
+    with alone(folder.path) if working else nullcontext():
+        yield from _working_in(folder, working)
 
-        check_inputs_unchanged(recipe)
-    handler = log_to(folder.path / "log.txt") if is_main_process() and not folder.complete else None
+
+def _working_in(folder: RunFolder, working: bool) -> Iterator[RunFolder]:
+    handler = None
     try:
+        if working:
+            from ingot.integrity import check_inputs_unchanged  # which imports this module
+
+            check_inputs_unchanged(folder.recipe)
+            handler = log_to(folder.path / "log.txt")
         with naming_full_disk(folder.path):
             yield folder
+    except InputError:
+        folder.refuse()
+        raise
     finally:
         folder.add_seconds()
         if handler is not None:
@@ -262,6 +289,8 @@ def _sees_record(path: Path) -> bool:
 def _prepare(recipe: Recipe) -> RunFolder:
     check_inputs(recipe)
     path = recipe.run.dir
+    if is_main_process():
+        check_alone(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"run.dir: {path} is a file; choose a folder")
     for key, needed, _ in stage_inputs(recipe):
@@ -291,8 +320,8 @@ def _prepare(recipe: Recipe) -> RunFolder:
             return RunFolder(path, recipe, wanted, complete)
         refuse_changed(path, recipe, found, wanted)
         changes = differences(found, wanted)
-        if go_on(path, recipe, wanted, changes):
-            return RunFolder(path, recipe, wanted, False)
+        if (take_back := go_on(path, recipe, wanted, changes)) is not None:
+            return RunFolder(path, recipe, wanted, False, take_back)
         if is_main_process():
             set_aside(path, changes)
     if is_main_process():

@@ -42,6 +42,8 @@ ELSEWHERE = {
     "model_init_kwargs": "the model's options are keys of the `model` section",
     "remove_unused_columns": "the stage knows which columns its collator reads",
     "disable_tqdm": "Ingot shows a progress line of its own",
+    "save_only_model": "no run continues from a checkpoint without the optimizer's states",
+    "ignore_data_skip": "a continued run reads the rows that an unbroken one would",
     "logging_nan_inf_filter": "a loss that is not a number stops the run",
 }
 

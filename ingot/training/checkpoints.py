@@ -42,6 +42,7 @@ class SafeCheckpoints:
     rows_per_step: int
     background_save = False
     strategy = "single"  # the planner's name
+    optimizer_name = ""  # the planner's, too
     estimated_bytes = 0  # of a checkpoint, before there is one
     wait_for_disk = 0.0  # seconds
     pauses: tuple[float, ...] = ()  # seconds that training stood still for each save
@@ -101,7 +102,7 @@ class SafeCheckpoints:
         made = {key: record[key] for key in ("stage", "recipe", "inputs", "sources") if key in record}
         how = {
             "step": self.state.global_step, "rows_per_step": self.rows_per_step, "num_processes": num_processes(),
-            "strategy": self.strategy,
+            "strategy": self.strategy, "optimizer": self.optimizer_name,
         }  # fmt: skip
         write_json(staged / RUN_STATE, how | made)
 
@@ -137,6 +138,11 @@ class SafeCheckpoints:
         wrong += [f"{key} is unknown to the model" for key in load_result.unexpected_keys]
         if wrong:
             raise InputError(f"{self.args.output_dir}: the checkpoint is of another model ({'; '.join(wrong[:3])})")
+
+    def _load_best_model(self) -> None:
+        """Upstream's, once the last checkpoint has its name: it may be the best."""
+        self.finish_saving()
+        super()._load_best_model()  # type: ignore[misc]
 
     def finish_saving(self) -> None:
         """Waits for the checkpoint that is stored in the background. Raises: what went wrong there."""

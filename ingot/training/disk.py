@@ -47,8 +47,6 @@ def estimated_bytes(model: Any, arguments: TrainingArguments, optimizer: str, st
     weight = max(p.element_size() for p in model.parameters() if p.requires_grad)
     kept = OPTIMIZERS.get(SHORT_NAMES.get(optimizer, optimizer), OPTIMIZERS["adamw_torch"])
     states = kept.moments * kept.bytes_per_value
-    if arguments.save_only_model:
-        return trained * weight
     if strategy.startswith("zero"):
         return round(trained * (2 * weight + 4 + states))
     return round(trained * (weight + states))

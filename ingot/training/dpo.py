@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -88,7 +90,7 @@ def _train(recipe: DPORecipe, run_dir: Path, values: dict[str, Any]) -> dict[str
     from trl import DPOConfig
 
     from ingot.data.conversations import load_rows
-    from ingot.training import finetune, heldout
+    from ingot.training import adapters, finetune, heldout
     from ingot.training.encoding import ConversationEncoder
     from ingot.training.finetune_report import write_dpo_report
     from ingot.training.prediction import check_memory
@@ -106,7 +108,8 @@ def _train(recipe: DPORecipe, run_dir: Path, values: dict[str, Any]) -> dict[str
     def measure(model: Any) -> list[list[float]]:
         return heldout.answer_log_probs(model, answers, trainer.accelerator).tolist()
 
-    before = finetune.MeasureBefore(run_dir, measure)
+    load = partial(adapters.load_start_model, start.folder, recipe.model, args.device)
+    before = finetune.MeasureBefore(run_dir, answers, measure, load)
     tokens = sum(len(example.input_ids) for pair in pairs for example in pair)
     finetune.train(trainer, recipe.run, before, tokens / len(pairs))
     after = measure(trainer.model)
@@ -184,16 +187,25 @@ def _trainer(recipe: DPORecipe, args: Any, start: Start, pairs: list[Pair], held
 def _dataset(pairs: list[Pair], folder: Path, args: Any) -> Dataset:
     """The pairs as TRL's columns, on disk: there TRL keeps the reference's log-probabilities, by data and model hash.
 
-    A rerun finds them again, and so does every process of a distributed one.
+    A rerun finds them again, and so does every process of a distributed one. Other pairs, such as those of a changed
+    recipe, have a folder of their own.
     """
     from datasets import Dataset, load_from_disk
 
+    folder = folder.with_name(f"{folder.name}-{_fingerprint(pairs)}")
     with args.main_process_first(local=False):
         if not folder.is_dir():
             staging = folder.with_name(f"{folder.name}.partial")
             Dataset.from_list([_columns(pair) for pair in pairs]).save_to_disk(staging)
             staging.rename(folder)
         return cast("Dataset", load_from_disk(str(folder)))
+
+
+def _fingerprint(pairs: list[Pair]) -> str:
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(repr(pair).encode())
+    return digest.hexdigest()[:16]
 
 
 def _columns(pair: Pair) -> dict[str, list[int]]:

@@ -25,7 +25,7 @@ from ingot.loading import load_config, load_model, load_tokenizer
 from ingot.planning.architecture import architecture_of_config
 from ingot.planning.flops import training_flops_per_token
 from ingot.recipe import InputError
-from ingot.runs import get_logger, is_main_process, model_folder, num_processes, read_json, write_json
+from ingot.runs import get_logger, is_main_process, model_folder, num_processes, read_json, sha256_json, write_json
 from ingot.tokenization.build import copy_tokenizer
 from ingot.tokenization.chat_template import stop_token_ids
 from ingot.training.adapters import (
@@ -40,6 +40,7 @@ from ingot.training.callbacks import LookBeforeSaving, MetricsCallback, StopOnSi
 from ingot.training.continuing import train_to_the_end
 from ingot.training.heldout import packing_leak
 from ingot.training.launch import uses_fsdp
+from ingot.training.processes import on_main
 from ingot.training.safety import TrainingRun
 from ingot.vocabulary import check_pair
 from modeling import IngotForCausalLM
@@ -120,21 +121,32 @@ def check_packing(trainer: Any, section: AdapterModel) -> None:
 class MeasureBefore(TrainerCallback):
     """Measures the start model on the held-out rows, once the trainer has set it up; a resume finds the result."""
 
-    def __init__(self, run_dir: Path, measure: Callable[[torch.nn.Module], Any]) -> None:
-        self.path, self.measure = run_dir / "before.json", measure
+    def __init__(
+        self, run_dir: Path, rows: Any, measure: Callable[[torch.nn.Module], Any], load: Callable[[], PreTrainedModel]
+    ) -> None:
+        """`rows`: what is measured on, as JSON; `load`: the start model, for a resume that finds no result of it."""
+        self.path, self.rows, self.measure, self.load = run_dir / "before.json", sha256_json(rows), measure, load
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Runs on every process."""
-        if state.global_step == 0:
-            values = self.measure(kwargs["model"])
-            if is_main_process():
-                write_json(self.path, values)
+        if state.global_step > 0 and on_main(self._is_known):
+            return
+        model: Any = kwargs["model"] if state.global_step == 0 else self.load()
+        if model.device != args.device:  # a model in 4 bits is there and cannot be moved
+            model.to(args.device)
+        measured = self.measure(model)
+        if is_main_process():
+            write_json(self.path, {"rows": self.rows, "measured": measured})
+
+    def _is_known(self) -> bool:
+        found = read_json(self.path) if self.path.is_file() else None
+        return isinstance(found, dict) and found.get("rows") == self.rows
 
     def result(self) -> Any:
         """What was measured, now or before the run was interrupted."""
-        return read_json(self.path)
+        return read_json(self.path)["measured"]
 
 
 def train(trainer: Any, run: TrainingRun, before: MeasureBefore, tokens_per_row: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,7 +90,7 @@ def _train(recipe: SFTRecipe, run_dir: Path, values: dict[str, Any]) -> dict[str
     from trl import SFTConfig
 
     from ingot.data.conversations import load_rows
-    from ingot.training import finetune, heldout
+    from ingot.training import adapters, finetune, heldout
     from ingot.training.finetune_report import write_sft_report
     from ingot.training.prediction import check_memory
 
@@ -105,7 +106,8 @@ def _train(recipe: SFTRecipe, run_dir: Path, values: dict[str, Any]) -> dict[str
         found = heldout.answer_log_probs(model, held_out, trainer.accelerator)
         return {"loss": heldout.mean_loss(found), "tokens": int(found[:, 1].sum())}
 
-    before = finetune.MeasureBefore(run_dir, measure)
+    load = partial(adapters.load_start_model, start.folder, recipe.model, args.device)
+    before = finetune.MeasureBefore(run_dir, held_out, measure, load)
     mean_length = sum(len(row["input_ids"]) for row in trainer.train_dataset) / len(trainer.train_dataset)
     finetune.train(trainer, recipe.run, before, mean_length)
     after = measure(trainer.model)

@@ -107,7 +107,8 @@ def test_safety_keys_may_change(
 
 
 def trainer_of(rows: int, strategy: str = "single", max_steps: int = 12) -> Any:
-    return SimpleNamespace(rows_per_step=rows, strategy=strategy, args=SimpleNamespace(max_steps=max_steps))
+    arguments = SimpleNamespace(max_steps=max_steps)
+    return SimpleNamespace(rows_per_step=rows, strategy=strategy, args=arguments, optimizer_name="adamw_torch")
 
 
 @pytest.fixture
