@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SHARED = {
     "alone", "changed_recipe", "failures", "files", "logs", "hashing", "records", "recipe", "recipe_yaml",
-    "recipe_errors", "sections", "upstream", "runs", "plots", "loading", "vocabulary", "integrity", "weights", "pickles", "config_file",
-    "tokenizer_files",
+    "recipe_errors", "sections", "upstream", "runs", "plots", "loading", "vocabulary", "integrity", "weights",
+    "pickles", "config_file", "tokenizer_files",
 }  # fmt: skip
 STAGES = {"planning", "tokenization", "data", "training", "evaluation", "export", "serving", "search"}
 # stage -> the other stages that it may use
