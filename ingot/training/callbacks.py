@@ -35,11 +35,16 @@ SHOWN = {
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that was cut by a crash is left out."""
+    """The lines of a metrics.jsonl; what a crash left of a line, or a power cut in its place, is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines if line]
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            logger.warning("%s: a line that is no JSON is left out: %r", path, line[:40])
+    return [line for line in found if isinstance(line, dict) and "step" in line]
 
 
 class Throughput:
@@ -262,7 +267,8 @@ class SamplesCallback(TrainerCallback):
         """Samples at temperature 0.8; the training's random state is left as it was."""
         if not self.prompts or not is_main_process() or _is_sharded(kwargs["model"]):
             return
-        with torch.random.fork_rng():
+        # compiled layers would be compiled anew for every length
+        with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
             torch.manual_seed(args.seed)
             texts = [self._complete(kwargs["model"], prompt) for prompt in self.prompts]
         self.folder.mkdir(exist_ok=True)

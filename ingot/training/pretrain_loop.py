@@ -31,6 +31,7 @@ from ingot.training.callbacks import (
     Throughput,
     read_metrics,
 )
+from ingot.training.compiling import compile_layers, take_keys
 from ingot.training.continuing import train_to_the_end
 from ingot.training.launch import uses_fsdp
 from ingot.training.lion import Lion
@@ -58,12 +59,14 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
     Raises: InputError for a recipe that contradicts itself, KeyboardInterrupt when stopped by a signal (after saving).
     """
     folder = run.path
+    compiling, training = take_keys(training)
     arguments, blocks = training_arguments(recipe, folder, training)
     predicted = predict(recipe, model_config(recipe), arguments, blocks * recipe.data.seq_length)
     tokenizer = load_tokenizer(recipe.model.tokenizer)
     data = RunData(recipe.data, arguments.seed, blocks, arguments.max_steps)
     set_seed(arguments.seed)
     model = build_model(recipe, tokenizer, data.shards)
+    compile_layers(model, compiling)
     check_prompts(recipe, tokenizer, model.config.max_position_embeddings)
     trainer = PretrainTrainer(
         model=model,
@@ -76,7 +79,7 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
         callbacks=callbacks(recipe, folder, arguments, model, tokenizer, data),
     )
     trainer.remove_callback(PrinterCallback)
-    describe(model, data, arguments)
+    describe(model, data, arguments, compiling.wanted)
     train_to_the_end(trainer, recipe.run, recipe.run.optimizer or OptimizerNames(arguments.optim).value)
     return conclude(trainer, run, tokenizer, data, predicted)
 
@@ -239,14 +242,14 @@ def callbacks(
     ]
 
 
-def describe(model: IngotForCausalLM, data: RunData, arguments: TrainingArguments) -> None:
+def describe(model: IngotForCausalLM, data: RunData, arguments: TrainingArguments, compiled: bool) -> None:
     """Says in a few lines what is about to run, where and on what."""
     where = "CPU" if arguments.device.type == "cpu" else torch.cuda.get_device_name()
     precision = "bf16 autocast" if arguments.bf16 else "float32"
     logger.info(
-        "pretrain: %s parameters, %d processes on %s, %s, attention %s, loss %s",
+        "pretrain: %s parameters, %d processes on %s, %s, attention %s, loss %s%s",
         f"{model.num_parameters():,}", num_processes(), where, precision, model.config._attn_implementation,
-        model.config.loss_implementation,
+        model.config.loss_implementation, ", layers compiled" if compiled else "",
     )  # fmt: skip
     logger.info(
         "%s tokens in %d steps: %.2f epochs of %s tokens", f"{data.num_blocks * data.seq_length:,}",

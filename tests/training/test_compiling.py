@@ -1,0 +1,42 @@
+"""`training.torch_compile` compiles the layers one by one, and changes neither numbers nor names."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ingot.training.callbacks import read_metrics
+from ingot.training.compiling import Compiling, take_keys
+
+from .conftest import Pretrain
+
+Weights = Callable[[Path], dict[str, torch.Tensor]]
+
+
+def test_upstream_does_not_see_the_keys() -> None:
+    values: dict[str, Any] = {"torch_compile": True, "torch_compile_mode": "max-autotune", "bf16": True}
+    assert take_keys(values) == (Compiling(True, None, "max-autotune"), {"bf16": True})
+    assert take_keys({"torch_compile_backend": "eager"})[0].wanted  # as upstream takes it
+    assert take_keys({"torch_compile": False}) == (Compiling(False, None, None), {})
+
+
+@pytest.mark.parametrize(
+    "backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)  # inductor compiles for half a minute
+def test_compiled_layers_train_the_same_model(backend: str, pretrain: Pretrain, weights: Weights) -> None:
+    changes: dict[str, Any] = {"training__torch_compile": True, "training__torch_compile_backend": backend}
+    compiled, results = pretrain("compiled", run__sample_prompts=["red"], **changes)
+    plain, expected = pretrain("plain", run__sample_prompts=["red"])
+    assert "layers compiled" in (compiled / "log.txt").read_text()
+    assert "layers compiled" not in (plain / "log.txt").read_text()
+    assert weights(compiled).keys() == weights(plain).keys()
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(compiled)[name], tensor, rtol=1e-4, atol=1e-5)
+    assert results["heldout_loss"] == pytest.approx(expected["heldout_loss"], abs=1e-5)
+    losses = [
+        [line["loss"] for line in read_metrics(f / "metrics.jsonl") if "loss" in line] for f in (compiled, plain)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert (compiled / "samples/step-000012.md").read_text().startswith("**red**")
