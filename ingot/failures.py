@@ -23,6 +23,7 @@ EXTRAS = {
 
 # what the system says when there is no room: on the disk, in a quota, or for a file of this size
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class RunFailed(Exception):
@@ -61,11 +62,10 @@ def exit_code_of(action: Callable[[], Any]) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in FULL:
+        if (line := _told(error)) is None:
             traceback.print_exc()
         else:
-            place = f"{error.filename}: " if error.filename else ""
-            print(f"error: {place}{error.strerror}; free some space and run the same command again", file=sys.stderr)
+            print(f"error: {line}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
@@ -74,6 +74,16 @@ def exit_code_of(action: Callable[[], Any]) -> int:
         traceback.print_exc()
         return 3
     return 0
+
+
+def _told(error: OSError) -> str | None:
+    """What a line can say of an error of the system; None when only a traceback tells."""
+    if error.errno in FULL:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}; free some space and run the same command again"
+    if error.errno in UNWRITABLE and error.filename:
+        return f"{error.filename}: {error.strerror}; mount or own it so that it may be used, or choose another place"
+    return None
 
 
 @contextmanager

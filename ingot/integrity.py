@@ -190,6 +190,8 @@ def _whole(folder: Path) -> Path:
 
 def _record_to_verify(folder: Path) -> Record:
     """Raises: InputError for a folder without one."""
+    if not folder.exists():
+        raise InputError(f"{folder}: there is no such folder; name a run, a checkpoint, a model or a tokenizer")
     record = record_of(_whole(folder))
     if record is None:
         raise InputError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ingot.config_file import check_config_file
 from ingot.files import read_json
 from ingot.integrity import check_files as compare_with_record
+from ingot.pickles import ANOTHER
 from ingot.recipe import InputError
 from ingot.runs import model_folder
 from ingot.tokenizer_files import blame, check_roles, check_template, check_tokenizer_files
@@ -149,7 +150,7 @@ def check_checkpoint(folder: Path) -> None:
         with naming(file, "cannot be read"), safe_open(file, "pt") as tensors:
             broken = [name for name in tensors.keys() if not tensors.get_tensor(name).isfinite().all()]  # noqa: SIM118
         if broken:
-            raise InputError(f"{file}: {_names(broken)} not finite (NaN or infinity); use another checkpoint")
+            raise InputError(f"{file}: {_names(broken)} not finite (NaN or infinity); {ANOTHER}")
 
 
 def _weights_name(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from ingot.recipe_yaml import InputError
 
+ANOTHER = "move the checkpoint's folder away to continue from an earlier one"
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 # what DeepSpeed saves beside tensors; torch is told that these are data
@@ -113,11 +114,11 @@ def _check(path: Path) -> None:
     except _NameFound as error:
         raise InputError(
             f"{path}: would run {error} when it is read, which no checkpoint of Ingot does; nothing was run; "
-            "use another checkpoint, and ask where this one comes from"
+            "move its folder away to use an earlier checkpoint, and ask where this one comes from"
         ) from None
     except Exception as error:  # a damaged pickle can fail in any way
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{path}: not a file as torch writes it ({reason}); use another checkpoint") from None
+        raise InputError(f"{path}: not a file as torch writes it ({reason}); {ANOTHER}") from None
 
 
 def _run_on_dummies(file: IO[bytes]) -> None:

@@ -54,6 +54,9 @@ def state_finding(facts: Facts) -> Finding:
             "state", f"never started: {what}", "start a stage into it: ingot STAGE --config RECIPE --run.dir DIR"
         )
     if facts.state == "foreign":
+        if any((folder.parent / name).is_file() for name in (MANIFEST, STARTED)):
+            run = folder.resolve().parent
+            return warn("state", f"foreign: a part of the run {run}, and no run of its own", f"ingot doctor {run}")
         what = "is a file" if folder.is_file() else "holds files that no stage of Ingot wrote"
         return fail("state", f"foreign: {what}; stages refuse it as run.dir", "choose another folder")
     if facts.state == "damaged record":

@@ -33,6 +33,14 @@ def test_a_folder_that_is_not_there_or_empty_never_started(tmp_path: Path) -> No
         assert state.status == "warn" and state.text.startswith("never started")
 
 
+def test_a_part_of_a_run_is_told_from_a_foreign_folder(tmp_path: Path) -> None:
+    (tmp_path / "started.json").write_text("{}")
+    (tmp_path / "checkpoint-8").mkdir()
+    (tmp_path / "checkpoint-8/model.safetensors").touch()
+    found = findings(tmp_path / "checkpoint-8")["state"]
+    assert f"a part of the run {tmp_path}" in found.text and found.way == f"ingot doctor {tmp_path}"
+
+
 def test_a_foreign_folder_and_a_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert "foreign: holds files that no stage of Ingot wrote" in findings(tmp_path)["state"].text

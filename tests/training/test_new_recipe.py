@@ -153,6 +153,14 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_start(tmp_path_factory.mktemp("start"))
 
 
+def test_metrics_with_lines_that_a_power_cut_left_do_not_stop_a_run(interrupted: Path, pretrain: Pretrain) -> None:
+    metrics = interrupted / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    metrics.write_text("\n".join([*lines[:3], "\0" * 80, "7", *lines[3:]]) + "\n")
+    assert pretrain()[1]["steps"] == 12
+    assert [line["step"] for line in read_metrics(metrics) if "loss" in line] == list(range(1, 13))
+
+
 SAVES: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4, "logging_steps": 1, "packing": False}
 
 
