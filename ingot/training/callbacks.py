@@ -267,7 +267,8 @@ class SamplesCallback(TrainerCallback):
         """Samples at temperature 0.8; the training's random state is left as it was."""
         if not self.prompts or not is_main_process() or _is_sharded(kwargs["model"]):
             return
-        with torch.random.fork_rng():
+        # compiled layers would be compiled anew for every length
+        with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
             torch.manual_seed(args.seed)
             texts = [self._complete(kwargs["model"], prompt) for prompt in self.prompts]
         self.folder.mkdir(exist_ok=True)
