@@ -71,6 +71,14 @@ def test_a_new_schedule_holds_from_the_next_step_on(interrupted: Path, pretrain:
     assert set(list(rates(interrupted).values())[8:]) == {1e-2}
 
 
+def test_a_new_learning_rate_that_a_schedule_cannot_take_is_refused(pretrain: Pretrain, stop_after: Any) -> None:
+    plateau: dict[str, Any] = {"training__lr_scheduler_type": "reduce_lr_on_plateau", "training__warmup_steps": 0}
+    stop_after(PretrainTrainer, 9, lambda: pretrain(**plateau))
+    with pytest.raises(InputError, match="learning_rate: 0.001 would not be used"):
+        pretrain(**plateau, training__learning_rate=1e-3, run__if_changed="resume")
+    assert pretrain(**plateau)[1]["steps"] == 12
+
+
 @pytest.mark.parametrize(("key", "value"), [("weight_decay", 3.0), ("adam_beta1", 0.2)])
 def test_the_optimizers_other_numbers_are_the_new_recipes(
     key: str, value: float, interrupted: Path, pretrain: Pretrain, weights: Weights
