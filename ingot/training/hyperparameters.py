@@ -50,8 +50,8 @@ class GivenHyperparameters:
         elif not self._was_saved_under(checkpoint):
             raise InputError(
                 f"training.learning_rate: {self.args.learning_rate} would not be used: under this "
-                "training.lr_scheduler_type it follows from the steps before; take the change back, or begin anew with "
-                "--restart"
+                "training.lr_scheduler_type it follows from the steps before; take the change back, or begin anew "
+                "with --restart"
             )
 
     def _was_saved_under(self, checkpoint: str) -> bool:
