@@ -137,7 +137,15 @@ def _examine_runs(request: Request) -> bool:
     from ingot.training.quiet import keep_quiet
 
     keep_quiet()
-    get_logger(checkpoint_folders.__name__).setLevel(logging.ERROR)  # what it says of damage is a finding here
+    speaker = get_logger(checkpoint_folders.__name__)
+    speaker.setLevel(logging.ERROR)  # what it says of damage is a finding here
+    try:
+        return _examine_all(request, runs_below)
+    finally:
+        speaker.setLevel(logging.NOTSET)
+
+
+def _examine_all(request: Request, runs_below: Callable[[Path], Iterable[Path]]) -> bool:
     trees: list[dict[str, Any]] = []
     for folder in request.folders:
         below = list(runs_below(folder)) or [folder]

@@ -122,14 +122,14 @@ def survive(recipe: Any, kills: int, seed: int, workers: int) -> tuple[int, int]
     return killed, kept
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_at_a_few_moments_it_ends_with_the_same_bytes(recipe: Any, workers: int) -> None:
     killed, _ = survive(recipe, 3, seed=workers, workers=workers)
     assert killed >= 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_at_many_moments_it_ends_with_the_same_bytes(recipe: Any, workers: int) -> None:
     killed, kept = survive(recipe, 20, seed=100 + workers, workers=workers)
     assert killed >= 20

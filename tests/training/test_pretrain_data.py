@@ -16,7 +16,7 @@ from transformers import set_seed
 from ingot.data.assembly import collate
 from ingot.loading import load_model, load_tokenizer
 from ingot.recipe import InputError
-from ingot.runs import write_json
+from ingot.runs import describe_file, write_json
 from ingot.training import pretrain_loop
 from ingot.training.callbacks import Throughput, read_metrics
 from ingot.training.pretrain_data import RunData
@@ -236,7 +236,7 @@ def test_sources_that_do_not_go_together_are_refused(
     description = json.loads((other / "data.json").read_text())
     write_json(other / "data.json", {**description, key: value})
     manifest = json.loads((other / "manifest.json").read_text())
-    manifest["files"]["data.json"]["bytes"] = (other / "data.json").stat().st_size
+    manifest["files"]["data.json"] = describe_file(other / "data.json")
     write_json(other / "manifest.json", manifest)
     mixture = [{"shards": str(path), "weight": 1, "name": path.parts[-2]} for path in (corpus / "shards", other)]
     with pytest.raises(InputError, match=message):

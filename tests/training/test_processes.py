@@ -306,6 +306,7 @@ def test_two_processes_skip_a_step_and_go_back_before_a_spike(
     assert_close(numbers(two), numbers(one))
 
 
+@pytest.mark.slow
 def test_fsdp_on_cpus_is_refused_in_one_line(start: Start, recipe_file: Path, tmp_path: Path) -> None:
     code, text = start(*launch("fsdp2", "--config", str(recipe_file))).finish()
     assert code == 1, text  # accelerate's
@@ -338,6 +339,7 @@ def test_launches_that_start_one_process_are_refused(start: Start, recipe_file: 
     assert not (tmp_path / "pretrain").exists()
 
 
+@pytest.mark.slow  # the short form of `ingot faults`, a test of its own, sends signals too
 def test_ctrl_c_keeps_everything(
     start: Start, recipe_file: Path, tmp_path: Path, pretrain: Pretrain, weights: Callable[[Path], Any]
 ) -> None:
