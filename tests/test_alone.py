@@ -40,4 +40,4 @@ def test_a_second_command_is_refused_until_the_first_ends_or_dies(tmp_path: Path
 
 def test_a_folder_that_cannot_be_written_is_for_others_to_tell(tmp_path: Path) -> None:
     with alone(tmp_path / "absent"):
-        pass
+        assert not (tmp_path / "absent").exists()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from ingot.data.execution import DataRun
-from ingot.data.run_folder import open_alone, own_output
+from ingot.data.run_folder import open_own, own_output
 from ingot.data.sources import Corpus
 from ingot.files import naming_full_disk
 from ingot.hashing import hash_sources
@@ -55,7 +55,7 @@ class DataRecipe(Recipe, stage="prepare_data"):
 
 def run(recipe: DataRecipe) -> dict[str, Any]:
     """Runs the stage. Returns the counts of documents, bytes and tokens per split and of what was dropped and why."""
-    with naming_full_disk(recipe.run.dir), open_alone(recipe) as folder:
+    with naming_full_disk(recipe.run.dir), open_own(recipe) as folder:
         if folder.complete:
             return folder.results
         _warn_of_other_documents(recipe)

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from ingot.doctor.findings import Finding, fail, gigabytes, ok, warn
+from ingot.files import sync
 
 SLOW_SYNC = 0.25  # seconds
 SKEW = 2.0  # seconds between this machine's clock and the file system's
@@ -76,7 +77,7 @@ def _written(name: str, place: Path) -> Finding:
         pause = median(_seconds_to_write(probe, 4096) for _ in range(5))
         skew = probe.stat().st_mtime - time.time()
         os.replace(probe, final)
-        sync_folder(place)
+        sync(place)
     finally:
         probe.unlink(missing_ok=True)
         final.unlink(missing_ok=True)
@@ -99,15 +100,6 @@ def _seconds_to_write(path: Path, size: int) -> float:
         file.flush()
         os.fsync(file.fileno())
     return time.monotonic() - began
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a rename in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _hub_cache() -> Finding:

@@ -5,6 +5,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from ingot.faults import toys
+
 WHO = ("the president", "a farmer", "my neighbour", "the old sailor", "a student", "the city council", "nobody")
 DOES = ("builds", "paints", "remembers", "sells", "repairs", "praises", "loses", "describes")
 WHAT = ("a bridge", "the red house", "seven boats", "the long report", "a garden", "an honest answer", "the harbour")
@@ -45,21 +47,15 @@ def recipe_trees(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def pretrain_tree(folder: Path) -> dict[str, Any]:
-    """Two layers in float32, saved often, so that a kill finds a save."""
-    return {
-        "model": {
-            "tokenizer": str(folder / "tokenizer"), "vocab_size": 384, "hidden_size": 32, "intermediate_size": 64,
-            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-            "tie_word_embeddings": True,
-        },
-        "data": {"shards": str(folder / "shards"), "seq_length": SEQ_LENGTH},
-        "training": {
-            "max_steps": STEPS, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2,
-            "lr_scheduler_type": "linear", "bf16": False, "seed": 1, "logging_steps": 1, "eval_strategy": "steps",
-            "eval_steps": STEPS, "save_steps": SAVE_STEPS, "save_total_limit": 2,
-        },
-        "run": {"dir": str(folder / "pretrain"), "optimizer": "muon"},
+    """The fault suite's toy, a little wider, saved often, so that a kill finds a save."""
+    tree = toys.pretrain_tree(folder, folder / "pretrain")
+    tree["model"] |= {"hidden_size": 32, "intermediate_size": 64, "head_dim": 16}
+    tree["data"]["seq_length"] = SEQ_LENGTH
+    tree["training"] |= {
+        "max_steps": STEPS, "per_device_train_batch_size": 8, "eval_steps": STEPS, "save_steps": SAVE_STEPS,
     }  # fmt: skip
+    del tree["training"]["use_cpu"]  # on a GPU where there is one
+    return tree
 
 
 def sft_tree(folder: Path) -> dict[str, Any]:

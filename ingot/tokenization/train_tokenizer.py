@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ingot.data.run_folder import open_alone, own_output
+from ingot.data.run_folder import open_own, own_output
 from ingot.data.sources import Corpus
 from ingot.recipe import FilePath, InputError, Recipe, Section
 from ingot.runs import get_logger, progress
@@ -114,7 +114,7 @@ def files_of(source: Path) -> Iterator[Path]:
 
 def run(recipe: TokenizerRecipe) -> dict[str, Any]:
     """Runs the stage; `run.dir` then loads with AutoTokenizer. Returns its size and how it packs the training text."""
-    with open_alone(recipe) as folder:
+    with open_own(recipe) as folder:
         if folder.complete:
             return folder.results
         work = folder.path / ".work"

@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ingot.data.run_folder import LOCK, naming_unwritable, stay_alone
+from ingot.alone import WORKING, check_alone
+from ingot.data.run_folder import naming_unwritable
 from ingot.recipe import InputError
 
 from .helpers import make_rows, write_jsonl
@@ -18,13 +18,13 @@ from .helpers import make_rows, write_jsonl
 Prepare = Callable[..., tuple[Path, dict[str, Any]]]
 
 HOLD = """
-import sys, contextlib, pathlib, time
-from ingot.data.run_folder import stay_alone
-held = contextlib.ExitStack()
-stay_alone(pathlib.Path(sys.argv[1]), held)
-print("held", flush=True)
-sys.stdin.read()
+import sys, pathlib
+from ingot.alone import alone
+with alone(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
 """
+CHECK = "import sys, pathlib; from ingot.alone import check_alone; check_alone(pathlib.Path(sys.argv[1]))"
 
 
 def test_a_second_command_is_refused_until_the_first_has_ended(tmp_path: Path, prepare: Prepare) -> None:
@@ -41,7 +41,7 @@ def test_a_second_command_is_refused_until_the_first_has_ended(tmp_path: Path, p
     other.kill()
     other.communicate()
     assert prepare([{"path": str(path)}])[1]["splits"]["train"]["documents"] == 5
-    assert not (folder / LOCK).exists()
+    assert not (folder / WORKING).exists()
 
 
 def test_the_folder_that_takes_the_place_of_another_is_protected_too(
@@ -53,20 +53,19 @@ def test_the_folder_that_takes_the_place_of_another_is_protected_too(
     seen = []
 
     def look(*_: Any) -> None:
-        with ExitStack() as held, pytest.raises(InputError, match=f"process {os.getpid()} "):
-            seen.append(True)
-            stay_alone(tmp_path / "run", held)
+        found = subprocess.run([sys.executable, "-c", CHECK, str(tmp_path / "run")], capture_output=True, text=True)
+        assert f"process {os.getpid()} on" in found.stderr and found.returncode
+        seen.append(True)
 
     monkeypatch.setattr("ingot.data.prepare_data._warn_of_other_documents", look)
     prepare([{"path": str(path)}])
     assert seen and (tmp_path / "run.old-1").is_dir()
 
 
-def test_a_folder_that_is_not_ours_gets_no_lock(tmp_path: Path) -> None:
-    with ExitStack() as held:
-        stay_alone(tmp_path, held)
-        stay_alone(tmp_path / "none", held)
-    assert not (tmp_path / LOCK).exists()
+def test_looking_at_a_folder_leaves_nothing_there(tmp_path: Path) -> None:
+    check_alone(tmp_path)
+    check_alone(tmp_path / "none")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
