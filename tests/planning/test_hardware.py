@@ -26,6 +26,7 @@ from .test_architecture import FLAGSHIP
         ("NVIDIA GeForce RTX 4090", 165.2),
         ("NVIDIA GeForce RTX 4070 Ti", 80),
         ("NVIDIA GeForce RTX 3060", 25.6),
+        ("NVIDIA GeForce RTX 4060", 30.2),
         ("NVIDIA RTX A6000", 154.85),
         ("AMD Instinct MI300X", 1307),
     ],
@@ -37,7 +38,12 @@ def test_known_gpus(name: str, tflops: float) -> None:
 @pytest.mark.parametrize(
     "name",
     ["NVIDIA H20", "NVIDIA L40", "NVIDIA GH200 480GB", "Tesla V100-SXM2-16GB", "Quadro RTX 4000", "Apple M3", ""]
-    + ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 3060 Ti"]
+    + [
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 3060 Ti",
+        "NVIDIA GeForce RTX 4060 Ti",
+    ]
     + ["NVIDIA GeForce RTX 4070 Ti SUPER", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"],
 )
 def test_an_unknown_gpu_has_no_peak(name: str) -> None:
