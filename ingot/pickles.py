@@ -25,6 +25,8 @@ DEEPSPEED = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler", "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum", "deepspeed.utils.tensor_fragment.fragment_address",
 )  # fmt: skip
+# moments of torchao's optimizers; torchao tells torch itself
+TORCHAO = tuple(f"torchao.optim.subclass_{bits}bit.OptimState{bits}bit" for bits in (4, 8))
 _METADATA = (
     "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
     "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
@@ -35,6 +37,7 @@ PLAIN = frozenset(
         *DEEPSPEED, *(f"torch.distributed.checkpoint.metadata.{name}" for name in _METADATA),
         *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _BUILTINS),
         "torch.distributed.checkpoint.filesystem._StorageInfo", "torch.serialization._get_layout",
+        *TORCHAO, "torch._utils._rebuild_wrapper_subclass",
         "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "torch._tensor._rebuild_from_type_v2",
         "torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter", "collections.OrderedDict",
         "collections.defaultdict", "collections.Counter", "numpy.ndarray", "numpy.dtype",

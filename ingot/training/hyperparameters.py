@@ -1,8 +1,10 @@
 """What a checkpoint must not bring back: the hyperparameters of the recipe that it was saved under."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from ingot.recipe import InputError
@@ -30,7 +32,7 @@ class GivenHyperparameters:
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         if not made_before:
             self._given = tuple(
-                {k: group[k] for k in ("lr", *GIVEN) if k in group} for group in optimizer.param_groups
+                {k: deepcopy(group[k]) for k in ("lr", *GIVEN) if k in group} for group in optimizer.param_groups
             )
         return optimizer
 
@@ -65,5 +67,9 @@ class GivenHyperparameters:
         for group, base, factor in zip(
             self.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
         ):
-            group["initial_lr"], group["lr"] = base, base * factor(schedule.last_epoch)
-        schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+            group["initial_lr"], rate = base, base * factor(schedule.last_epoch)
+            if isinstance(group["lr"], Tensor):  # torchao's compiled steps read this very one
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        schedule._last_lr = [deepcopy(group["lr"]) for group in self.optimizer.param_groups]
