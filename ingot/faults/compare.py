@@ -9,7 +9,10 @@ from typing import Any
 from ingot.files import damage, sha256_file
 
 WEIGHTS = "model/model.safetensors"
-TIMES = ("seconds", "per_second", "runtime", "mfu", "_time")  # what differs from run to run
+# what differs from run to run
+MEASURED = (
+    "seconds", "per_second", "runtime", "mfu", "_time", "_gib", "gpu_utilization", "gpu_temperature", "gpu_power",
+)  # fmt: skip
 
 
 def weights_hash(run_dir: Path) -> str | None:
@@ -47,9 +50,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without times."""
+    """The lines of metrics.jsonl without times, memory and the like."""
     lines = read_lines(run_dir / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if not k.endswith(TIMES)} for line in lines]
+    return [{k: v for k, v in line.items() if not k.endswith(MEASURED)} for line in lines]
 
 
 def newest_step(run_dir: Path) -> int:

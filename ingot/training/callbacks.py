@@ -18,6 +18,7 @@ from ingot.files import append_text
 from ingot.planning.hardware import mfu
 from ingot.runs import get_logger, is_main_process, num_processes, write_text
 from ingot.training.checkpoint_folders import checkpoints_of
+from ingot.training.machine_metrics import GpuSampler, peak_memory
 
 logger = get_logger(__name__)
 
@@ -60,7 +61,7 @@ class Throughput:
         self.step, self.since = step, time.monotonic()
 
     def measure(self, step: int) -> dict[str, float]:
-        """`tokens_per_second` over all processes and, on a known GPU, `mfu`; empty when no step was made."""
+        """`step_seconds`, `tokens_per_second` over all processes and, on a known GPU, `mfu`; empty without a step."""
         seconds = time.monotonic() - self.since
         steps = range(self.step, step)
         tokens = len(steps) * self.tokens_per_step
@@ -71,7 +72,8 @@ class Throughput:
         used = None
         if self.flops_per_token is not None and torch.cuda.is_available():
             used = mfu(rate / num_processes(), self._flops(steps), torch.cuda.get_device_name())
-        return {"tokens_per_second": round(rate, 1)} | ({} if used is None else {"mfu": round(used, 4)})
+        found = {"step_seconds": round(seconds / len(steps), 5), "tokens_per_second": round(rate, 1)}
+        return found if used is None else found | {"mfu": round(used, 4)}
 
     def _flops(self, steps: range) -> float:
         """FLOPs of one token in the mean of these steps."""
@@ -82,7 +84,11 @@ class Throughput:
 
 
 class MetricsCallback(TrainerCallback):
-    """Appends every log event to metrics.jsonl and shows it: one moving line on a terminal, plain lines elsewhere."""
+    """Appends every log event to metrics.jsonl and shows it: one moving line on a terminal, plain lines elsewhere.
+
+    A training event also gets speed, peak memory and the GPU's use, temperature and power. Of several processes,
+    memory and GPU are those of the first: to gather the others' would make every process wait.
+    """
 
     def __init__(
         self, run_dir: Path, throughput: Throughput, bits_per_nat_and_byte: float | None = None, epochs: float = 1.0
@@ -94,6 +100,7 @@ class MetricsCallback(TrainerCallback):
         self.run_dir, self.path = run_dir, run_dir / METRICS
         self.throughput, self.to_bits, self.epochs = throughput, bits_per_nat_and_byte, epochs
         self.began, self.first_step = time.monotonic(), 0
+        self.gpu = GpuSampler()
         self._unwritten: list[str] = []
 
     def on_train_begin(
@@ -103,8 +110,15 @@ class MetricsCallback(TrainerCallback):
         self.began, self.first_step = time.monotonic(), state.global_step
         self.throughput.reset(state.global_step)
         if is_main_process():
+            self.gpu.start()
             kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Looks no longer at the GPU."""
+        self.gpu.stop()
 
     def on_log(
         self,
@@ -114,16 +128,20 @@ class MetricsCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Writes and shows one event; upstream's summary of a run would tell only of its last part."""
-        record = {"step": state.global_step, **(logs or {})}
-        if "train_runtime" in record:
+        """Writes and shows one event; upstream's summary of a run would tell only of its last part.
+
+        What is measured goes into `logs` too, for the callbacks that come after this one.
+        """
+        logs = {} if logs is None else logs
+        if "train_runtime" in logs:
             return
+        if "loss" in logs:
+            logs |= self.throughput.measure(state.global_step) | peak_memory() | self.gpu.take()
+        record = {"step": state.global_step, **logs}
         if "epoch" in record:
             record["epoch"] = round(record["epoch"] * self.epochs, 4)
         if "eval_loss" in record and self.to_bits is not None:
             record["eval_bits_per_byte"] = record["eval_loss"] * self.to_bits
-        if "loss" in record:
-            record |= self.throughput.measure(state.global_step)
         if not is_main_process():
             return
         self._write(json.dumps(record) + "\n")
@@ -170,6 +188,11 @@ class MetricsCallback(TrainerCallback):
         seconds = (time.monotonic() - self.began) / done * (state.max_steps - state.global_step)
         saved = [f"saved {c.name.removeprefix('checkpoint-')}" for c in checkpoints_of(self.run_dir)[-1:]]
         return [f"ETA {int(seconds) // 3600}:{int(seconds) % 3600 // 60:02}:{int(seconds) % 60:02}", *saved]
+
+
+def metrics_first(trainer: Any) -> None:
+    """Puts the metrics before upstream's reporters (TensorBoard, W&B, ...), so that these get its numbers too."""
+    trainer.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, MetricsCallback))
 
 
 class StopOnSignal(TrainerCallback):

@@ -9,6 +9,7 @@ from transformers.trainer_pt_utils import get_model_param_count
 from ingot.recipe import InputError
 from ingot.records import differences, shared
 from ingot.runs import STARTED, RunFailed, get_logger, is_main_process, num_processes, read_json, write_json
+from ingot.training.callbacks import metrics_first
 from ingot.training.checkpoint_folders import (
     RUN_STATE,
     checkpoints_of,
@@ -84,6 +85,7 @@ def train_to_the_end(trainer: Any, run: TrainingRun, optimizer: str) -> None:
     _prepare(trainer, run, optimizer)
     trainer.add_callback(done := _StopWhenDone())
     trainer.add_callback(_FindBest())
+    metrics_first(trainer)
     if is_main_process():
         remove_leftovers(run_dir)
     checkpoint = on_main(lambda: newest_checkpoint(run_dir))

@@ -21,6 +21,7 @@ from ingot.training.callbacks import (
     SamplesCallback,
     StopOnSignal,
     Throughput,
+    metrics_first,
     read_metrics,
 )
 from modeling import IngotConfig, IngotForCausalLM
@@ -70,11 +71,11 @@ def test_throughput_is_tokens_over_seconds(clock: Clock) -> None:
     throughput = Throughput(1000, None)
     throughput.reset(10)
     clock.now += 4
-    assert throughput.measure(14) == {"tokens_per_second": 1000.0}
+    assert throughput.measure(14) == {"step_seconds": 1.0, "tokens_per_second": 1000.0}
     clock.now += 1
     assert throughput.measure(14) == {}  # no step
     clock.now += 2
-    assert throughput.measure(15) == {"tokens_per_second": 500.0}
+    assert throughput.measure(15) == {"step_seconds": 2.0, "tokens_per_second": 500.0}
 
 
 def test_mfu_is_that_of_one_gpu(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,10 +84,11 @@ def test_mfu_is_that_of_one_gpu(clock: Clock, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     throughput = Throughput(8 * 51_580, 10.32e9)
     clock.now += 1
-    assert throughput.measure(1) == {"tokens_per_second": 8 * 51_580, "mfu": pytest.approx(0.538, abs=5e-4)}
+    rate = {"step_seconds": 1.0, "tokens_per_second": 8 * 51_580}
+    assert throughput.measure(1) == rate | {"mfu": pytest.approx(0.538, abs=5e-4)}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     clock.now += 1
-    assert throughput.measure(2) == {"tokens_per_second": 8 * 51_580}
+    assert throughput.measure(2) == rate
 
 
 def test_evaluating_and_saving_are_left_out_of_the_speed(clock: Clock, tmp_path: Path) -> None:
@@ -105,13 +107,22 @@ def test_evaluating_and_saving_are_left_out_of_the_speed(clock: Clock, tmp_path:
 def test_every_event_is_a_line(tmp_path: Path) -> None:
     callback = metrics_callback(tmp_path, bits_per_nat_and_byte=0.5, epochs=3.0)
     callback.on_train_begin(ARGS, state_at(0), control())
-    callback.on_log(ARGS, state_at(5), control(), logs={"loss": 2.0, "grad_norm": 1.0, "epoch": 0.25})
+    logs = {"loss": 2.0, "grad_norm": 1.0, "epoch": 0.25}
+    callback.on_log(ARGS, state_at(5), control(), logs=logs)
     callback.on_log(ARGS, state_at(5), control(), logs={"eval_loss": 3.0})
     callback.on_log(ARGS, state_at(5), control(), logs={"train_runtime": 1.0, "train_loss": 9.0})  # of the last part
     first, second = read_metrics(tmp_path / "metrics.jsonl")
-    assert first.pop("tokens_per_second") > 0
+    for name in ("tokens_per_second", "step_seconds", "peak_rss_gib"):
+        assert first.pop(name) == logs[name] > 0, name  # what comes after it is given them, too
     assert first == {"step": 5, "loss": 2.0, "grad_norm": 1.0, "epoch": 0.75}
     assert second == {"step": 5, "eval_loss": 3.0, "eval_bits_per_byte": 1.5}
+
+
+def test_upstreams_reporters_come_after_the_metrics(tmp_path: Path) -> None:
+    other, metrics = StopOnSignal(), metrics_callback(tmp_path)
+    trainer = SimpleNamespace(callback_handler=SimpleNamespace(callbacks=[other, metrics]))
+    metrics_first(trainer)
+    assert trainer.callback_handler.callbacks == [metrics, other]
 
 
 def test_a_continued_run_has_neither_gaps_nor_doubles(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, s
 from ingot import plots
 from ingot.data.packing import TokenBlocks
 from ingot.data.shards import TokenShards
+from ingot.faults import compare
 from ingot.loading import load_model, load_tokenizer
 from ingot.runs import DiskFull, NotFinite, damage, read_json
 from ingot.training import pretrain_loop
@@ -37,9 +38,8 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
-    """The metrics without what depends on the clock."""
-    clock = ("tokens_per_second", "eval_seconds")
-    return [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(folder / "metrics.jsonl")]
+    """The metrics without what differs from run to run."""
+    return compare.metrics(folder)
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException | None = None) -> None:
