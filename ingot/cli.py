@@ -35,6 +35,7 @@ TOOLS = {
     },
     "benchmark": {
         "memory": ("ingot.benchmark.memory", "main", "the planner's memory estimate against real training steps"),
+        "train_step": ("ingot.benchmark.train_step", "train_step_command", "training speed beside the stock Trainer"),
         "data": ("ingot.benchmark.data", "benchmark_command", "tokenization and the whole pipeline beside others"),
         "reading": ("ingot.benchmark.reading", "reading_command", "rows and megabytes per second of every format"),
         "blocks": ("ingot.benchmark.blocks", "blocks_command", "training blocks per second"),

@@ -1,0 +1,58 @@
+"""What `ingot benchmark train_step` takes where nothing is said: by the planner's estimate of memory."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ingot.benchmark.train_step_cases import ROOT, Case, own_micro_batch, recipe_tree
+from ingot.recipe import build_recipe
+
+FLAGSHIP, QUICK = "1b8", "quickstart"
+ENOUGH = 80e9  # bytes of a GPU that trains the flagship
+SMALLER = ("1b5-24gb", "730m-12gb", "360m", "125m", "tiny")  # the largest first
+TIMES = (1, 2, 3)  # of the recipe's micro-batch
+FEW = 2  # micro-batches to try
+
+
+def standard_recipe(memory: int | None) -> str:
+    """The recipe for a GPU with so many bytes; None: there is no GPU."""
+    if memory is None:
+        return _path(QUICK)
+    if memory >= ENOUGH:
+        return _path(FLAGSHIP)
+    for name in SMALLER:
+        case = Case(_path(name), "ingot", micro_batch=1)
+        if estimated_bytes(replace(case, micro_batch=own_micro_batch(case)), memory) <= memory:
+            return _path(name)
+    return _path(QUICK)
+
+
+def fitting_micro_batches(case: Case, own: int, memory: int | None) -> tuple[int, ...]:
+    """The two largest of the recipe's micro-batch, twice and three times that which are expected to fit.
+
+    On a CPU, or where none is, the recipe's alone.
+    """
+    if memory is None:
+        return (own,)
+    sizes = [times * own for times in TIMES]
+    fitting = [size for size in sizes if estimated_bytes(replace(case, micro_batch=size), memory) <= memory]
+    return tuple(fitting[-FEW:]) or (own,)
+
+
+def estimated_bytes(case: Case, memory: int) -> int:
+    """The planner's peak on each GPU."""
+    from ingot.planning.architecture import architecture_of_config
+    from ingot.planning.memory import estimate_memory, setup_of_recipe, strategy_of
+    from ingot.training.pretrain import PretrainRecipe
+    from modeling import IngotConfig
+
+    recipe: Any = build_recipe(PretrainRecipe, recipe_tree(case, Path("corpus"), Path("run")), case.recipe)
+    shape = IngotConfig(**{"max_position_embeddings": recipe.data.seq_length, **recipe.model.upstream_values()})
+    config = ROOT / "accelerate_configs" / f"{case.strategy}.yaml"
+    strategy = "single" if case.strategy == "single" else strategy_of(config)
+    setup = setup_of_recipe(recipe, strategy, case.num_processes)
+    return estimate_memory(architecture_of_config(shape), setup, memory).peak_bytes
+
+
+def _path(name: str) -> str:
+    return str(ROOT / "recipes" / name / "pretrain.yaml")
