@@ -5,14 +5,16 @@ Light to import: what trains is in `pretrain_loop`.
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from ingot.planning.section import PlanSection
 from ingot.recipe import FilePath, Recipe, Section, StageFolder, UpstreamSection
-from ingot.runs import open_run
+from ingot.runs import get_logger, open_run
 from ingot.training.safety import TrainingRun
+
+logger = get_logger(__name__)
 
 
 class PretrainModel(UpstreamSection, upstream="modeling.IngotConfig"):
@@ -126,6 +128,8 @@ class PretrainTraining(UpstreamSection, upstream="transformers.TrainingArguments
 class PretrainRun(TrainingRun):
     """The run folder, and what TrainingArguments has no key for."""
 
+    how: ClassVar[tuple[str, ...]] = (*TrainingRun.how, "profile")
+
     optimizer: Literal["muon", "lion"] | None = Field(
         None,
         description="muon: Muon for the matrices of the layers, AdamW for the rest; lion: one state, and training's "
@@ -139,6 +143,11 @@ class PretrainRun(TrainingRun):
     )
     sample_prompts: list[str] = Field([], description="prompts that the model continues at every evaluation")
     sample_tokens: int = Field(64, gt=0, description="tokens of each of these samples")
+    profile: bool | Annotated[int, Field(gt=0)] = Field(
+        False,
+        description="time data, forward, backward, optimizer and the rest of 20 steps, or of so many, after the first "
+        "5, and trace the kernels of one more: profile.json, kernels.md, trace.json.gz",
+    )
 
 
 class PretrainRecipe(Recipe, stage="pretrain"):
@@ -190,6 +199,8 @@ def run(recipe: PretrainRecipe) -> dict[str, Any]:
     training = prepare_launch(recipe.training.upstream_values())
     with naming_lost_process(), open_run(recipe) as folder:
         if folder.complete:
+            if recipe.run.profile:
+                logger.warning("run.profile: the run is complete, so no step is left to profile; name another run.dir")
             return folder.results
         from ingot.training.quiet import keep_quiet
 

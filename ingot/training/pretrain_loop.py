@@ -40,6 +40,7 @@ from ingot.training.prediction import predict
 from ingot.training.pretrain import PretrainRecipe
 from ingot.training.pretrain_data import RunData, data_report, training_blocks
 from ingot.training.pretrain_trainer import PretrainTrainer
+from ingot.training.profiling import profile_report, step_profile
 from ingot.training.schedule import check_schedule
 from ingot.vocabulary import Shards, check_pair
 from modeling import IngotConfig, IngotForCausalLM
@@ -79,6 +80,7 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
         callbacks=callbacks(recipe, folder, arguments, model, tokenizer, data),
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.step_profile = step_profile(recipe.run.profile, folder, arguments.device.type == "cuda")
     describe(model, data, arguments, compiling.wanted)
     train_to_the_end(trainer, recipe.run, recipe.run.optimizer or OptimizerNames(arguments.optim).value)
     return conclude(trainer, run, tokenizer, data, predicted)
@@ -292,6 +294,7 @@ def conclude(
             f"| | |\n|---|---|\n{rows}",
             "![loss](loss.png)",
             data_report(of_data),
+            *profile_report(folder),
             "## Plan and measurement",
             table(held),
         ]

@@ -10,11 +10,12 @@ from ingot.data.assembly import IGNORED, collate
 from ingot.data.packing import EvaluationBlocks
 from ingot.runs import num_processes
 from ingot.training.pretrain_data import HeldOut
+from ingot.training.profiled_steps import ProfiledSteps
 from ingot.training.safe_training import SafeTraining
 from modeling import IngotForCausalLM
 
 
-class PretrainTrainer(SafeTraining, Trainer):
+class PretrainTrainer(SafeTraining, ProfiledSteps, Trainer):
     """Trainer whose `eval_dataset` is HeldOut."""
 
     eval_dataset: HeldOut  # type: ignore[assignment]
