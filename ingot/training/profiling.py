@@ -214,5 +214,5 @@ def profile_report(folder: Path) -> list[str]:
         f"each, on {found['device']}."
     )
     kernels = f" The kernels: [{KERNELS}]({KERNELS})." if (folder / KERNELS).is_file() else ""
-    table = f"| | ms | share |\n|---|---:|---:|\n{rows}"
+    table = f"| | ms | share |\n|---|---:|---:|\n{rows}".rstrip()
     return ["## Where the time of a step goes", text + kernels, table, f"![profile]({PLOT})"]
