@@ -39,6 +39,8 @@ TOOLS = {
         "data": ("ingot.benchmark.data", "benchmark_command", "tokenization and the whole pipeline beside others"),
         "reading": ("ingot.benchmark.reading", "reading_command", "rows and megabytes per second of every format"),
         "blocks": ("ingot.benchmark.blocks", "blocks_command", "training blocks per second"),
+        "optimizers": ("ingot.benchmark.optimizers", "optimizers_command", "optimizers by tokens and by time"),
+        "loss_curves": ("ingot.benchmark.loss_curves", "loss_curves_command", "losses beside the stock Trainer's"),
         "tokenizer": ("ingot.benchmark.tokenizer_training", "tokenizer_training_command", "BPE trainers compared"),
     },
 }

@@ -1,0 +1,168 @@
+"""Variants of one recipe on the same blocks in the same order, their losses held against each other.
+
+Without --run: the stock Trainer with upstream's Qwen3, bf16, bf16 with another seed (other initial weights, other
+blocks: what chance alone does), and fp8. The learning rate warms up over the first tenth of the steps.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from ingot.benchmark.curve_plots import plot_variants
+from ingot.benchmark.training_runs import Row, Run, Study, read_study, take_overrides, train_all
+from ingot.planning.arguments import Parser, count, positive
+from ingot.recipe import InputError
+from ingot.runs import write_json
+
+PROG = "ingot benchmark loss_curves"
+STOCK = ("ingot.benchmark.stock_pretrain",)
+LAST_STEPS = 100  # that the training loss at the end is the mean of
+OF_CHANCE = "seed"  # runs whose name begins so differ from the reference in their seed alone
+
+
+def loss_curves_command(argv: Sequence[str]) -> None:
+    """`ingot benchmark loss_curves --config RECIPE --out FOLDER`: loss_curves.json, loss_curves.png and a table.
+
+    Raises: InputError for words or recipes that are wrong.
+    """
+    words, rest = _parser().parse_known_args(list(argv))
+    overrides = take_overrides(rest, PROG)
+    runs = _runs(words)
+    words.out.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + 60 * (words.minutes or math.inf)
+    with TemporaryDirectory(prefix="ingot-") as folder, contextlib.redirect_stdout(sys.stderr):
+        study = Study(words.config, overrides, words.steps, words.evaluations, Path(folder), deadline)
+        check_steps(study, runs)
+        results = _measure(study, runs, words)
+    print(json.dumps(results, indent=1) if words.json else table(results))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog=PROG, description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--config", type=Path, required=True, help="recipe of pretrain; --section.key=value changes it"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for loss_curves.json and loss_curves.png")
+    parser.add_argument(
+        "--run", action="append", metavar="'NAME [--section.key=value ...]'",
+        help="a run and what it changes, repeatable; `stock` is the stock Trainer, a name that begins with "
+        f"`{OF_CHANCE}` differs from the reference in training.seed alone",
+    )  # fmt: skip
+    parser.add_argument("--against", default="bf16", help="the reference among the runs; default %(default)s")
+    parser.add_argument("--steps", type=count, default=1000, help="of every run; default %(default)s")
+    parser.add_argument("--evaluations", type=count, default=10, help="on the way of every run; default %(default)s")
+    parser.add_argument("--stock-micro-batch", type=count, default=8, help="it holds all logits; default %(default)s")
+    parser.add_argument("--jobs", type=count, default=1, help="runs at the same time; default %(default)s")
+    parser.add_argument("--minutes", type=positive, help="stop then, with what there is")
+    parser.add_argument("--add", type=Path, action="append", default=[], help="loss_curves.json of an earlier study")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _runs(words: argparse.Namespace) -> list[Run]:
+    """The runs that the words ask for.
+
+    Raises: InputError for names that come twice, or a reference that is none of them.
+    """
+    texts = words.run or ["stock", "bf16", f"{OF_CHANCE}2 --training.seed=2", "fp8 --run.fp8=true"]
+    runs = [_run(text, words.stock_micro_batch) for text in texts]
+    earlier = [row["name"] for path in words.add for row in read_study(path)["runs"]]
+    names = [*earlier, *(run.name for run in runs)]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"--run: there are two runs named '{name}'; give each a name of its own")
+    if words.against not in names:
+        raise InputError(f"--against: '{words.against}' is none of the runs: {', '.join(names)}")
+    return runs
+
+
+def _run(text: str, stock_micro_batch: int) -> Run:
+    name, *keys = shlex.split(text) or [""]
+    if not name or name.startswith("-"):
+        raise InputError(f"--run: '{text}': write a name, then what the run changes: 'fp8 --run.fp8=true'")
+    changed = take_overrides(keys, f"{PROG} --run")
+    if name != "stock":
+        return Run(name, changed)
+    small = tuple(f"--training.per_device_{what}_batch_size={stock_micro_batch}" for what in ("train", "eval"))
+    return Run(name, (*small, *changed), program=STOCK)
+
+
+def check_steps(study: Study, runs: Sequence[Run]) -> None:
+    """Raises: InputError when the stock Trainer's micro-batch would make other steps than the recipe's."""
+    for run in runs:
+        if run.program == STOCK and study.recipe(run)["run"].get("global_batch_size") is None:
+            raise InputError(
+                "run.global_batch_size: missing; with it the stock Trainer's smaller micro-batch makes the same steps"
+            )
+
+
+def _measure(study: Study, runs: Sequence[Run], words: argparse.Namespace) -> dict[str, Any]:
+    """Trains; the results are written anew after every run."""
+    rows: list[Row] = [row for path in words.add for row in read_study(path)["runs"]]
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    results: dict[str, Any] = {"device": where, "torch": torch.__version__, "steps": study.steps}
+    results |= {"against": words.against, "runs": rows}
+
+    def keep(row: Row) -> None:
+        rows.append(row)
+        results["summary"] = summary(rows, words.against)
+        write_json(words.out / "loss_curves.json", results)
+
+    train_all(study, runs, words.jobs, keep)
+    plot_variants(rows, words.against, words.out / "loss_curves.png", window=max(1, len(rows[0]["train"]) // 20))
+    return results
+
+
+def summary(rows: Sequence[Row], against: str) -> dict[str, dict[str, Any]]:
+    """By run: the last held-out loss, the mean training loss of the last steps, and both beside the reference's.
+
+    `*_difference`: relative. `within_chance`: whether the held-out losses are as near as those of the runs that differ
+    in their seed alone; where there are none, it is left out.
+    """
+    ended = {row["name"]: _ends(row) for row in rows if "error" not in row and row["heldout"]}
+    if against not in ended:
+        return ended
+    reference = ended[against]
+    for one in ended.values():
+        for key in ("heldout", "train"):
+            one[f"{key}_difference"] = one[f"{key}_loss"] / reference[f"{key}_loss"] - 1
+    chance = [abs(one["heldout_difference"]) for name, one in ended.items() if name.startswith(OF_CHANCE)]
+    for name, one in ended.items():
+        if chance and name != against and not name.startswith(OF_CHANCE):
+            one["within_chance"] = abs(one["heldout_difference"]) <= max(chance)
+    return ended
+
+
+def _ends(row: Row) -> dict[str, Any]:
+    last = [loss for step, loss in row["train"] if step > row["steps"] - LAST_STEPS]
+    return {"heldout_loss": row["heldout"][-1][1], "train_loss": sum(last) / len(last)}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as a Markdown table."""
+    beside = f"beside {results['against']}"
+    lines = [
+        f"{results['device']}, torch {results['torch']}, {results['steps']} steps",
+        "",
+        f"| run | held-out loss | {beside} | training loss of the last {LAST_STEPS} steps | {beside} | as chance |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for name, one in results["summary"].items():
+        cells = []
+        for key in ("heldout", "train"):
+            difference = one.get(f"{key}_difference")
+            cells += [f"{one[f'{key}_loss']:.4f}", "" if difference is None else f"{difference:+.3%}"]
+        chance = {True: "yes", False: "no", None: ""}[one.get("within_chance")]
+        lines.append(f"| {name} | {' | '.join(cells)} | {chance} |")
+    failed = [f"- {row['name']}: {row['error']}" for row in results["runs"] if "error" in row]
+    return "\n".join([*lines, *(["", *failed] if failed else [])])
