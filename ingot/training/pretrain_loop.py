@@ -108,9 +108,12 @@ def training_arguments(
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
     }
+    pinned = values.get("dataloader_pin_memory", not values.get("use_cpu", False))
     defaults = {
         "report_to": "none",
-        "dataloader_pin_memory": not values.get("use_cpu", False),
+        "dataloader_pin_memory": pinned,
+        # else every copy of a batch waits until the GPU has done all the work that was given to it before
+        "accelerator_config": {"non_blocking": pinned},
         "ddp_find_unused_parameters": False,
     }
     try:

@@ -60,6 +60,16 @@ def full_disk(*args: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
+def test_batches_are_copied_to_a_gpu_without_waiting(corpus: Path, tmp_path: Path) -> None:
+    recipe = pretrain_recipe(corpus, tmp_path)
+    values = recipe.training.upstream_values()
+    for use_cpu in (False, True):
+        arguments, _ = pretrain_loop.training_arguments(recipe, tmp_path, {**values, "use_cpu": use_cpu})
+        assert arguments.dataloader_pin_memory == arguments.accelerator_config.non_blocking == (not use_cpu)
+    given = {**values, "use_cpu": False, "accelerator_config": {"non_blocking": False}}
+    assert not pretrain_loop.training_arguments(recipe, tmp_path, given)[0].accelerator_config.non_blocking
+
+
 def test_a_run_learns_and_leaves_everything_it_promises(pretrain: Pretrain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain_loop, "plot_loss", plots.plot_loss)
     folder, results = pretrain(run__sample_prompts=["red blue", "one"], run__sample_tokens=8)
