@@ -18,6 +18,12 @@ CHANGES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers without the half minute that a compiler takes for the steps."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+
+
 def test_an_interrupted_run_ends_in_the_same_weights(
     pretrain: Pretrain, monkeypatch: pytest.MonkeyPatch, weights: Weights
 ) -> None:
