@@ -28,6 +28,7 @@ from ingot.benchmark.train_step_cases import (
 from ingot.benchmark.train_step_defaults import fitting_micro_batches, standard_recipe
 from ingot.benchmark.train_step_processes import Workshop, ask_machine
 from ingot.benchmark.train_step_report import GB, RATE, Row, best_rows, plot, table
+from ingot.failures import interruptible
 from ingot.planning.arguments import Parser, count, number, positive
 from ingot.recipe import InputError
 from ingot.runs import get_logger, write_json
@@ -57,7 +58,7 @@ def train_step_command(arguments: Sequence[str]) -> None:
                 write_json(asked.out, results)
             logger.info("%s", said(row))
 
-        with Workshop(Path(folder), ahead=machine["device"] != "CPU") as workshop:
+        with interruptible(), Workshop(Path(folder), ahead=machine["device"] != "CPU") as workshop:
             deadline = None if asked.time_limit is None else began + asked.time_limit
             run_all(wanted, lambda case: workshop.run(case, asked.timeout), keep, deadline)
     if asked.plot is not None:
@@ -133,6 +134,8 @@ def planned(asked: argparse.Namespace, machine: Row) -> Iterator[Ladder]:
     if 0 < machine["num_gpus"] < processes:
         raise InputError(f"--num-processes: {processes}, and this machine has {machine['num_gpus']} GPUs")
     room = machine["memory_bytes"]
+    if asked.memory_limit_gb is not None and room is None:
+        raise InputError("--memory-limit-gb: there is no GPU whose memory could be limited; leave it out")
     if asked.memory_limit_gb is not None and room is not None:
         room = min(room, int(asked.memory_limit_gb * GB))
     for recipe in asked.recipe or [standard_recipe(room)]:

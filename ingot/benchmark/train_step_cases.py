@@ -13,7 +13,7 @@ LEARNING_RATE = 1e-5  # nothing is to be learned from random tokens
 MICRO_BATCH = 8  # upstream's default
 CORPORA = ("unpacked", "documents")
 PRECISIONS = ("bf16", "fp8", "fp32")
-VARIANTS = ("plain", "compile", "liger")
+VARIANTS = ("plain", "liger", "compile")
 # keys of a recipe that the benchmark sets itself, each with the option that does
 OWN = {
     "run.dir": None, "run.sample_prompts": None, "model.tokenizer": None, "data.shards": None, "data.mixture": None,
@@ -27,7 +27,7 @@ DROPPED = (
     "eval_delay", "eval_on_start", "save_steps", "save_total_limit", "load_best_model_at_end", "metric_for_best_model",
     "logging_strategy", "logging_first_step",
 )  # fmt: skip
-BUILT_ON_CPU = ("zero3", "zero3_offload", "fsdp2")  # strategies that split the weights before they go to the GPU
+BUILT_ON_CPU = ("zero3", "zero3_offload")  # strategies in which upstream splits the weights while they are made
 EXPERT_KEYS = ("num_experts_per_tok", "moe_intermediate_size", "router_aux_loss_coef", "norm_topk_prob")
 
 
@@ -65,11 +65,12 @@ class Case:
     @property
     def how(self) -> str:
         """Everything but the micro-batch, in one line: rows of one line are tried at several micro-batches."""
-        who = f"Trainer, {self.variant}" if self.runner == "stock" else f"Ingot, {self.precision}"
-        parts = [self.model, who]
+        who = f"Trainer, {self.variant}, {self.precision}" if self.runner == "stock" else f"Ingot, {self.precision}"
+        parts = [self.model, who.replace("Trainer, plain", "Trainer")]
         parts += [] if self.corpus == "unpacked" else [self.corpus]
         parts += [] if self.seq_length is None else [f"{self.seq_length} tokens"]
         parts += ["checkpointing"] if self.gradient_checkpointing else []
+        parts += [] if self.memory_limit is None else [f"in {self.memory_limit / 1e9:g} GB"]
         parts += [] if self.strategy == "single" else [f"{self.strategy} x {self.num_processes}"]
         return ", ".join(parts)
 
@@ -202,6 +203,7 @@ def ladders(
                 found = Ladder(case, micro_batches, best.get(precision))
                 best.setdefault(precision, found)
                 yield found
+    rounded = "bf16" if set(precisions) - {"fp32"} else "fp32"
     for variant in variants:
-        stock = replace(base, runner="stock", variant=variant, corpus="unpacked", precision="bf16", twin=False)
+        stock = replace(base, runner="stock", variant=variant, corpus="unpacked", precision=rounded, twin=False)
         yield Ladder(stock, stock_micro_batches)

@@ -4,6 +4,7 @@
 `--wait` imports what takes seconds and then reads the folder from its input; `--machine` describes the machine.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -19,7 +20,7 @@ from ingot.files import read_json, write_json
 from ingot.logs import is_main_process, num_processes
 
 CASE, ROW, RECIPE, LOG, RUN = "case.json", "row.json", "pretrain.yaml", "log.txt", "run"
-SAID = 12  # lines of a run's own that a row keeps: backends and the reasons for them
+GPU_READINGS = ("gpu_utilization", "gpu_temperature", "gpu_power")  # %, C, W: of the last steps
 
 
 def main(words: Sequence[str]) -> None:
@@ -59,7 +60,7 @@ def write_error(folder: Path, error: BaseException) -> None:
     import traceback
 
     traceback.print_exception(error)
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).replace(f"{folder}/", "").split()) or type(error).__name__
     if type(error).__name__ == "OutOfMemoryError":
         text = f"out of memory: {text.removeprefix('CUDA out of memory. ')}"
     if not (folder / ROW).exists():
@@ -101,7 +102,7 @@ def measure(case: Case, folder: Path, began: float) -> dict[str, Any]:
     seconds, memory = time.monotonic() - began, peak_memory(trained.trainer)
     if not is_main_process():
         return {}
-    return {**speed(case, folder / RUN, trained, seconds), **memory, **described(folder, trained.trainer)}
+    return {**speed(case, folder / RUN, trained, seconds), **memory, **described(folder / RUN, trained.trainer)}
 
 
 def limit_memory(limit: int) -> None:
@@ -195,7 +196,8 @@ def speed(case: Case, run_dir: Path, trained: Trained, seconds: float) -> dict[s
     from ingot.training.callbacks import METRICS, read_metrics
 
     tokens = case.micro_batch * trained.seq_length * num_processes()
-    events = [(line["step"], line["tokens_per_second"]) for line in read_metrics(run_dir / METRICS) if "loss" in line]
+    lines = [line for line in read_metrics(run_dir / METRICS) if "loss" in line]
+    events = [(line["step"], line["tokens_per_second"]) for line in lines]
     assert [step for step, _ in events][-1:] == [case.warmup_steps + case.steps], events
     warm = [case.logging_steps * tokens / rate for step, rate in events if step <= case.warmup_steps]
     rates = [rate for step, rate in events if step > case.warmup_steps]
@@ -219,15 +221,18 @@ def speed(case: Case, run_dir: Path, trained: Trained, seconds: float) -> dict[s
         "flops_per_token": flops,
         "device": device,
         "optimizer": trained.optimizer,
+        **{name: lines[-1][name] for name in GPU_READINGS if name in lines[-1]},
     }
 
 
-def described(folder: Path, trainer: Any) -> dict[str, Any]:
+def described(run_dir: Path, trainer: Any) -> dict[str, Any]:
     """What the run said of itself before its first step, and its last loss."""
-    text = (folder / LOG).read_text(encoding="utf-8", errors="replace") if (folder / LOG).is_file() else ""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("step ")]
+    log = run_dir / "log.txt"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = [line.split(" ", 3)[-1] for line in text.splitlines()]  # after date, time and module
+    before = list(itertools.takewhile(lambda line: not line.startswith("step "), lines))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"last_loss": losses[-1], "said": lines[:SAID]}
+    return {"last_loss": losses[-1], "said": before}
 
 
 if __name__ == "__main__":

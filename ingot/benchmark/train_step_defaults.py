@@ -9,7 +9,6 @@ from ingot.recipe import build_recipe
 
 FLAGSHIP, QUICK = "1b8", "quickstart"
 ENOUGH = 80e9  # bytes of a GPU that trains the flagship
-SMALLER = ("1b5-24gb", "730m-12gb", "360m", "125m", "tiny")  # the largest first
 TIMES = (1, 2, 3)  # of the recipe's micro-batch
 FEW = 2  # micro-batches to try
 
@@ -20,11 +19,10 @@ def standard_recipe(memory: int | None) -> str:
         return _path(QUICK)
     if memory >= ENOUGH:
         return _path(FLAGSHIP)
-    for name in SMALLER:
-        case = Case(_path(name), "ingot", micro_batch=1)
-        if estimated_bytes(replace(case, micro_batch=own_micro_batch(case)), memory) <= memory:
-            return _path(name)
-    return _path(QUICK)
+    cases = [Case(str(path), "ingot", micro_batch=1) for path in sorted((ROOT / "recipes").glob("*/pretrain.yaml"))]
+    named = [replace(case, micro_batch=own_micro_batch(case)) for case in cases]
+    estimates = [(*size_and_peak(case, memory), case.recipe) for case in named]
+    return max(((size, recipe) for size, peak, recipe in estimates if peak <= memory), default=(0, _path(QUICK)))[1]
 
 
 def fitting_micro_batches(case: Case, own: int, memory: int | None) -> tuple[int, ...]:
@@ -35,12 +33,12 @@ def fitting_micro_batches(case: Case, own: int, memory: int | None) -> tuple[int
     if memory is None:
         return (own,)
     sizes = [times * own for times in TIMES]
-    fitting = [size for size in sizes if estimated_bytes(replace(case, micro_batch=size), memory) <= memory]
+    fitting = [size for size in sizes if size_and_peak(replace(case, micro_batch=size), memory)[1] <= memory]
     return tuple(fitting[-FEW:]) or (own,)
 
 
-def estimated_bytes(case: Case, memory: int) -> int:
-    """The planner's peak on each GPU."""
+def size_and_peak(case: Case, memory: int) -> tuple[int, int]:
+    """Parameters, and the planner's peak in bytes on each GPU."""
     from ingot.planning.architecture import architecture_of_config
     from ingot.planning.memory import estimate_memory, setup_of_recipe, strategy_of
     from ingot.training.pretrain import PretrainRecipe
@@ -51,7 +49,8 @@ def estimated_bytes(case: Case, memory: int) -> int:
     config = ROOT / "accelerate_configs" / f"{case.strategy}.yaml"
     strategy = "single" if case.strategy == "single" else strategy_of(config)
     setup = setup_of_recipe(recipe, strategy, case.num_processes)
-    return estimate_memory(architecture_of_config(shape), setup, memory).peak_bytes
+    architecture = architecture_of_config(shape)
+    return architecture.total, estimate_memory(architecture, setup, memory).peak_bytes
 
 
 def _path(name: str) -> str:

@@ -39,7 +39,10 @@ EXPERTS = (
     "decoder_sparse_step", "mlp_only_layers",
 )  # fmt: skip
 # keys of a recipe that a stock run has, too
-KEPT = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed")
+KEPT = (
+    "gradient_checkpointing", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "max_grad_norm", "seed",
+)  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "compile": {"torch_compile": True},
@@ -74,9 +77,10 @@ def run_stock(case: Case, folder: Path) -> Trained:
     arguments = TrainingArguments(
         **{
             **values, "output_dir": str(folder / RUN), "max_steps": steps, "logging_steps": case.logging_steps,
-            "per_device_train_batch_size": case.micro_batch, "lr_scheduler_type": "constant", "bf16": True,
+            "per_device_train_batch_size": case.micro_batch, "lr_scheduler_type": "constant",
+            "bf16": case.precision != "fp32",
             "optim": "adamw_torch_fused", "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-            "gradient_checkpointing": bool(given.get("gradient_checkpointing")), "ddp_find_unused_parameters": False,
+            "ddp_find_unused_parameters": False,
             "dataloader_pin_memory": not values.get("use_cpu", False), **VARIANTS[case.variant],
         }
     )  # fmt: skip
