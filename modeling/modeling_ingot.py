@@ -12,7 +12,12 @@ width, V vocabulary, E experts, N = B * T.
 """
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator
+from functools import cache, partial
+from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 import torch
@@ -38,6 +43,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_ingot import IngotConfig
 
 CPU_CHUNK_BYTES = 8 * 2**20  # float32 logits made at a time while training: they stay in the cache
+GPU_CHUNK_SHARE = 48  # on a GPU: 1/48 of its memory
 MIN_CHUNK_ROWS = 128  # fewer tokens at a time would read the head's weight more often than it pays
 FUSED_AVAILABLE = "linear_cross_entropy" in dir(F)  # torch 2.13
 
@@ -54,8 +60,9 @@ class IngotRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if hidden_states.device.type == "cuda":  # one fused kernel
-            return F.rms_norm(hidden_states, self.weight.shape, self.weight.to(hidden_states.dtype), self.eps)
+        if hidden_states.device.type == "cuda":  # one fused kernel, float32 inside; autocast would copy its input
+            with torch.autocast("cuda", enabled=False):
+                return F.rms_norm(hidden_states, self.weight.shape, self.weight.to(hidden_states.dtype), self.eps)
         states = hidden_states.float()
         mean_square = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square() / states.shape[-1]
         return (states * ((mean_square + self.eps).rsqrt() * self.weight)).to(hidden_states.dtype)
@@ -181,6 +188,54 @@ def additive_mask(mask: torch.Tensor | None, hidden_states: torch.Tensor) -> tor
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
+def find_flash_varlen() -> Callable[..., torch.Tensor] | None:
+    """Torch's flash kernel for sequences that lie end to end, or None where this torch has none for causal ones."""
+    if find_spec("torch.nn.attention.varlen") is None:
+        return None
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = signature(varlen_attn).parameters
+    shared_heads: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}  # older ones need no word
+    attend: Any = partial(varlen_attn, **shared_heads)
+    return attend if "window_size" in known else None
+
+
+FLASH_VARLEN = find_flash_varlen()
+
+
+def varlen_attention(
+    module: "IngotAttention",
+    query: torch.Tensor,  # (B, H, T, W)
+    key: torch.Tensor,  # (B, K, T, W)
+    value: torch.Tensor,  # (B, K, T, W)
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: int,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention inside packed documents: the kernel is told where they begin in place of reading a mask.
+
+    `cu_seq_lens_q`: their begins in the flattened batch and its end, int32; those of no length are passed over.
+    """
+    assert FLASH_VARLEN is not None and dropout == 0.0
+    query, key, value = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))  # (N, heads, W)
+    output = FLASH_VARLEN(
+        query,
+        key,
+        value,
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,
+        max_length_q,
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+    )
+    return output, None
+
+
 class IngotAttention(nn.Module):
     """Causal self-attention with grouped key/value heads (MHA, GQA, MQA) and optional QK-norm."""
 
@@ -228,7 +283,10 @@ class IngotAttention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)
 
         backend = attn_implementation or self.config._attn_implementation
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention)
+        if backend == "varlen":
+            attend = varlen_attention
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention)
         output, weights = attend(
             self,
             query,
@@ -513,8 +571,14 @@ class IngotModel(IngotPreTrainedModel):
         if past_key_values is None and position_ids is not None and _says_nothing(attention_mask):
             attention_mask = None  # the library looks for packed documents only where there is no mask ...
         # ... and no cache, not even an empty one: so the masks come first
-        masks = self._attention_masks(inputs_embeds, attention_mask, position_ids, past_key_values)
-        if past_key_values is None and attention_mask is None and position_ids is not None:
+        bare = past_key_values is None and attention_mask is None
+        backend = self._backend(inputs_embeds, kwargs if bare else {})
+        starts = kwargs.get("cu_seq_lens_q") if bare else None
+        told_apart = backend == "varlen" or (starts is not None and len(starts) == len(inputs_embeds) + 1)
+        masks = self._attention_masks(
+            inputs_embeds, attention_mask, None if told_apart else position_ids, past_key_values, backend
+        )
+        if bare and starts is None and position_ids is not None:
             kwargs = {**self._packed_lengths(position_ids), **kwargs}
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -524,7 +588,6 @@ class IngotModel(IngotPreTrainedModel):
 
         hidden_states = self._enter(inputs_embeds, position_ids)
         position_embeddings = None if self.rotary_emb is None else self.rotary_emb(hidden_states, position_ids)
-        backend = self.config._attn_implementation
         if past_key_values is None and prefers_eager(self.config, hidden_states):
             backend, masks = "eager", {kind: additive_mask(mask, hidden_states) for kind, mask in masks.items()}
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
@@ -550,6 +613,19 @@ class IngotModel(IngotPreTrainedModel):
                 "cannot: choose 'sdpa' or 'eager'"
             )
 
+    def _backend(self, inputs_embeds: torch.Tensor, given: dict[str, Any]) -> str:
+        """`attn_implementation`; in place of SDPA with a mask the kernel that takes the starts of packed documents.
+
+        Those of one document a row need neither. `given`: `cu_seq_lens_q` and `max_length_q`, as a collator may make.
+        """
+        backend, config, starts = self.config._attn_implementation, self.config, given.get("cu_seq_lens_q")
+        suits = starts is not None and "max_length_q" in given and len(starts) > len(inputs_embeds) + 1
+        suits = suits and backend == "sdpa" and inputs_embeds.device.type == "cuda" and FLASH_VARLEN is not None
+        suits = suits and compute_dtype(inputs_embeds) in (torch.bfloat16, torch.float16)
+        suits = suits and config.position_embedding_type != "alibi" and config.head_dim % 8 == 0
+        dropped = self.training and config.attention_dropout > 0
+        return "varlen" if suits and config.head_dim <= 256 and not dropped else backend
+
     def _packed_lengths(self, position_ids: torch.Tensor) -> dict[str, Any]:
         """Where documents start in the flattened batch, for flash kernels: they have no mask to tell them.
 
@@ -565,7 +641,7 @@ class IngotModel(IngotPreTrainedModel):
         return {**names, "max_length_q": longest, "max_length_k": longest}
 
     def _enter(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """What the first block reads: scaled tokens, absolute positions added, dropout."""
+        """What the first block reads: scaled tokens, absolute positions added, dropout; in autocast's dtype."""
         config, hidden_states = self.config, inputs_embeds
         if config.embedding_multiplier != 1.0:
             hidden_states = hidden_states * config.embedding_multiplier
@@ -577,7 +653,8 @@ class IngotModel(IngotPreTrainedModel):
         elif config.position_embedding_type == "sinusoidal":
             positions = sinusoidal_positions(position_ids, config.hidden_size)
             hidden_states = hidden_states + positions.to(hidden_states.dtype)
-        return F.dropout(hidden_states, config.embedding_dropout, self.training)
+        hidden_states = F.dropout(hidden_states, config.embedding_dropout, self.training)
+        return hidden_states.to(compute_dtype(hidden_states))  # half the bytes in every layer
 
     def _attention_masks(
         self,
@@ -585,9 +662,12 @@ class IngotModel(IngotPreTrainedModel):
         attention_mask: Any,  # (B, S), (B, 1, T, S), or what generate made: one per layer type
         position_ids: torch.Tensor | None,
         past_key_values: Cache | None,
+        backend: str,
     ) -> dict[str, Any]:
         """One mask per layer type, made once; None where the backend's own causal mode is enough."""
         masks = attention_mask
+        if backend == "varlen":
+            return dict.fromkeys(self.config.layer_types)
         if not isinstance(masks, dict):
             make = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
             masks = {
@@ -630,32 +710,80 @@ class IngotModel(IngotPreTrainedModel):
 # Head
 
 
+def loss_and_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:  # of (rows, V), (rows, 1), (rows, 1)
+    """Summed cross entropy of the valid rows, and the gradient of every row's own, in the dtype of the logits."""
+    log_probs = F.log_softmax(logits.float(), dim=-1)
+    loss = -(log_probs.gather(1, targets) * valid).sum()
+    gradient = log_probs.exp_().scatter_add_(1, targets, torch.full_like(log_probs[:, :1], -1.0))
+    return loss, gradient.to(logits.dtype)
+
+
+def log_sums_and_loss(
+    logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For torch.compile, which reads the logits once for it: the rows' log-sum-exp, the loss, and p - 1 of targets."""
+    states = logits.float()
+    largest = states.amax(dim=-1, keepdim=True)
+    log_sums = largest + (states - largest).exp().sum(dim=-1, keepdim=True).log()
+    log_probs = states.gather(1, targets) - log_sums
+    return log_sums, -(log_probs * valid).sum(), log_probs.exp() - 1
+
+
+def put_probabilities(logits: torch.Tensor, log_sums: torch.Tensor) -> None:
+    """For torch.compile: softmax of the logits in their place."""
+    logits.copy_((logits.float() - log_sums).exp())
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function, compiled when it first runs and anew for other shapes."""
+    return torch.compile(function, dynamic=False)
+
+
+def loss_and_gradient_by_kernels(
+    logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `loss_and_gradient` returns, the gradient in the place of the logits."""
+    log_sums, loss, of_target = compiled(log_sums_and_loss)(logits, targets, valid)
+    compiled(put_probabilities)(logits, log_sums)
+    return loss, logits.scatter_(1, targets, of_target.to(logits.dtype))
+
+
+def makes_kernels(device: torch.device) -> bool:
+    """Whether torch.compile can make kernels for a device: a GPU, triton, and a C compiler for its launcher."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return device.type == "cuda" and find_spec("triton") is not None and compiler is not None
+
+
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross entropy of a linear head, a few rows of logits at a time, with the gradients made on the way.
+    """Summed cross entropy of a linear head, some rows of logits at a time, with the gradients made on the way.
 
     After the forward pass only the gradients of the hidden states and of the weight are kept, so each chunk of logits
-    is computed once and never stored. Backward scales them in place, which is why it can run only once.
+    is computed once and never stored. Backward scales them in place, which is why it can run only once. Products are
+    in the dtype of the hidden states, the weight's gradient is added up in float32.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, rows: int
     ) -> torch.Tensor:  # of (N, D), (V, D), (N,)
-        needs_weight = ctx.needs_input_grad[1]
+        needs_weight, table = ctx.needs_input_grad[1], weight.to(hidden_states.dtype)
+        by_kernels = makes_kernels(weight.device) and not torch.compiler.is_compiling()
+        step = loss_and_gradient_by_kernels if by_kernels else loss_and_gradient
         grad_hidden = torch.empty_like(hidden_states)
         grad_weight = torch.zeros(weight.shape if needs_weight else 0, dtype=torch.float, device=weight.device)
         total = torch.zeros((), dtype=torch.float, device=weight.device)
         for start in range(0, len(labels), rows):
             chunk, targets = hidden_states[start : start + rows], labels[start : start + rows, None]
             valid = targets != -100
-            targets = targets.where(valid, 0)
-            log_probs = F.log_softmax((chunk @ weight.t()).float(), dim=-1)  # (rows, V)
-            total -= (log_probs.gather(1, targets) * valid).sum()
-            grad_logits = log_probs.exp_().scatter_add_(1, targets, torch.full_like(log_probs[:, :1], -1.0))
-            grad_logits = grad_logits.to(chunk.dtype)
-            grad_hidden[start : start + rows] = (grad_logits @ weight) * valid
+            loss, grad_logits = step(chunk @ table.t(), targets.where(valid, 0), valid)
+            total += loss
+            grad_hidden[start : start + rows] = (grad_logits @ table) * valid
             if needs_weight:
-                grad_weight += grad_logits.t() @ (chunk * valid)
+                add_product(grad_weight, grad_logits.t(), chunk * valid)
+            del grad_logits  # before the next chunk's
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype, ctx.done = weight.dtype, False
         return total
@@ -669,6 +797,20 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         grad_weight = grad_weight.mul_(grad_total).to(ctx.weight_dtype) if ctx.needs_input_grad[1] else None
         return grad_hidden.mul_(grad_total), grad_weight, None, None
+
+
+def usable_memory(device: torch.device) -> float:
+    """Bytes of a GPU that this process may take."""
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return torch.cuda.get_device_properties(device).total_memory * share
+
+
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add `left @ right` to a float32 total; a GPU does it in the product's own kernel."""
+    if total.device.type == "cuda" and left.dtype != torch.float:
+        torch.addmm(total, left, right, out_dtype=torch.float, out=total)
+    else:
+        total += left @ right
 
 
 def checkpointed_cross_entropy(
@@ -692,6 +834,8 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
     with `skip_logits=False` to have them. In evaluation mode they are returned unless `skip_logits=True`.
     """
 
+    # an autograd function of hidden states, head, labels and rows; training may put another in its place
+    chunked_cross_entropy: type[torch.autograd.Function] = ChunkedCrossEntropy
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]  # as every model upstream
@@ -808,25 +952,29 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
             raise ValueError("loss_implementation 'fused' needs torch 2.13 and a plain lm_head: choose 'chunked'")
         if not readable or not torch.is_grad_enabled():
             return checkpointed_cross_entropy(self._logits, hidden_states, labels, rows)
+        if self.config.logit_scale != 1.0:
+            hidden_states = hidden_states * self.config.logit_scale
         dtype = compute_dtype(hidden_states)  # neither of the two is an operator that autocast casts for
-        hidden_states, weight = (hidden_states * self.config.logit_scale).to(dtype), weight.to(dtype)
+        hidden_states = hidden_states.to(dtype)
         if implementation == "chunked":
-            return ChunkedCrossEntropy.apply(hidden_states, weight, labels, rows)
+            return self.chunked_cross_entropy.apply(hidden_states, weight, labels, rows)
         options = nn.LinearCrossEntropyOptions()
-        return F.linear_cross_entropy(hidden_states, weight, labels, reduction="sum", options=options)
+        return F.linear_cross_entropy(hidden_states, weight.to(dtype), labels, reduction="sum", options=options)
 
     def _loss_implementation(self, num_tokens: int) -> str:
         wanted = self.config.loss_implementation
         if wanted != "auto":
             return wanted
-        return "plain" if num_tokens <= self._chunk_rows() else "chunked"
+        on_gpu = self.lm_head.weight.device.type == "cuda"
+        return "plain" if not on_gpu and num_tokens <= self._chunk_rows() else "chunked"
 
     def _chunk_rows(self) -> int:
-        """Tokens whose float32 logits are made at a time: a cache full of them on a CPU, 1/64 of a GPU's memory."""
-        device, size = self.lm_head.weight.device, CPU_CHUNK_BYTES
-        if device.type == "cuda":
-            size = torch.cuda.get_device_properties(device).total_memory // 64
-        return max(MIN_CHUNK_ROWS, size // (4 * self.config.vocab_size))
+        """Tokens whose logits are made at a time: a CPU's cache full of float32 ones; on a GPU a power of two."""
+        device = self.lm_head.weight.device
+        if device.type != "cuda":
+            return max(MIN_CHUNK_ROWS, CPU_CHUNK_BYTES // (4 * self.config.vocab_size))
+        rows = int(usable_memory(device)) // GPU_CHUNK_SHARE // (2 * self.config.vocab_size)
+        return 2 ** int(math.log2(max(MIN_CHUNK_ROWS, rows)))
 
     def _wants_balance(self, asked: bool | None, shift_labels: torch.Tensor | None) -> bool:
         """Router logits are wanted when asked for, and for the load-balancing loss of a training step."""

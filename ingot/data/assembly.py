@@ -101,16 +101,33 @@ def in_rows(block: Block, length: int) -> Block:
     return rows
 
 
-def collate(blocks: list[Block]) -> dict[str, torch.Tensor]:
+def collate(blocks: list[Block]) -> dict[str, Any]:
     """A batch of blocks [seq_length] or blocks in rows [rows, length], as int64 tensors [rows of all, length].
 
-    There is no attention mask: one would take away the walls between documents.
+    There is no attention mask: one would take away the walls between documents. Where they begin is told twice, by
+    the position ids and, for kernels without a mask, in upstream's names by `cu_seq_lens_q` and the rest.
     """
     if len(blocks) == 1:
-        return {key: torch.from_numpy(np.atleast_2d(values)) for key, values in blocks[0].items()}
-    length = blocks[0]["input_ids"].shape[-1]
-    keys = blocks[0].keys()
-    return {k: torch.from_numpy(np.concatenate([b[k] for b in blocks])).view(-1, length) for k in keys}
+        batch: dict[str, Any] = {key: torch.from_numpy(np.atleast_2d(values)) for key, values in blocks[0].items()}
+    else:
+        length = blocks[0]["input_ids"].shape[-1]
+        keys = blocks[0].keys()
+        batch = {k: torch.from_numpy(np.concatenate([b[k] for b in blocks])).view(-1, length) for k in keys}
+    return batch | lengths_of_documents(batch["position_ids"].numpy())
+
+
+def lengths_of_documents(position_ids: NDArray[np.int64]) -> dict[str, Any]:
+    """Begins of the documents in the flattened rows, and the end of the last, as upstream's flash kernels take them.
+
+    Where rows hold several documents, documents of no length fill up the next power of two: compiled layers are
+    compiled anew for every other number. The maximum is the row's length, for the same reason.
+    """
+    begins = np.flatnonzero(position_ids == 0)
+    size = len(begins) if len(begins) == len(position_ids) else 2 ** len(begins).bit_length()
+    bounds = np.full(size + 1, position_ids.size, np.int32)
+    bounds[: len(begins)] = begins
+    tensor, longest = torch.from_numpy(bounds), position_ids.shape[-1]
+    return {"cu_seq_lens_q": tensor, "cu_seq_lens_k": tensor, "max_length_q": longest, "max_length_k": longest}
 
 
 class Documents:

@@ -85,6 +85,22 @@ def test_chunked_in_bfloat16(tiny: Make, tokens: Make) -> None:
         assert difference < 0.03, (name, difference)
 
 
+def test_the_kernels_of_a_gpu_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.compile is given, run as it is."""
+    monkeypatch.setattr(modeling_ingot, "compiled", lambda function: function)
+    generator = torch.Generator().manual_seed(0)
+    logits = 5 * torch.randn(6, 40, generator=generator)
+    targets, valid = (
+        torch.randint(40, (6, 1), generator=generator),
+        torch.tensor([[1], [1], [0], [1], [0], [1]]).bool(),
+    )
+    loss, gradient = modeling_ingot.loss_and_gradient(logits, targets, valid)
+    other, in_place = modeling_ingot.loss_and_gradient_by_kernels(logits, targets, valid)
+    torch.testing.assert_close(other, loss)
+    torch.testing.assert_close(in_place, gradient, rtol=1e-5, atol=1e-6)
+    assert in_place is logits  # no second matrix of this size
+
+
 def test_a_head_that_must_be_called(tiny: Make, tokens: Make) -> None:
     """Adapters and sharded heads are not read but called, chunk by chunk, with the same result."""
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers.utils import is_flash_attn_2_available
 
+from modeling import modeling_ingot
+
 Make = Callable[..., Any]
 pytestmark = [
     pytest.mark.gpu,
@@ -58,6 +60,42 @@ def test_backends_agree_on_packed_documents(tiny: Make, tokens: Make, backend: s
     other, found = loss_and_gradients(tiny(**WIDE, attn_implementation=backend).cuda().train(), **inputs)
     torch.testing.assert_close(other, loss, rtol=2e-3, atol=2e-3)
     assert_near(found, wanted)
+
+
+def bounds(position_ids: torch.Tensor) -> dict[str, Any]:
+    """What the collator adds for kernels without masks, with two documents of no length at the end."""
+    begins = (position_ids.flatten() == 0).nonzero().flatten()
+    lengths = torch.nn.functional.pad(begins, (0, 3), value=position_ids.numel()).int()
+    return {"cu_seq_lens_q": lengths, "max_length_q": position_ids.shape[1]}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}])
+def test_documents_are_kept_apart_by_where_they_begin(
+    tiny: Make, tokens: Make, changes: dict[str, Any], compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = packed(tokens)
+    loss, wanted = loss_and_gradients(tiny(**WIDE, **changes).cuda().train(), **inputs)
+    calls = count_calls(monkeypatch, "varlen_attention")
+    model = tiny(**WIDE, **changes).cuda().train()
+    if compiled:
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
+    other, found = loss_and_gradients(model, **inputs, **bounds(inputs["position_ids"]))
+    assert compiled or len(calls) == 2
+    torch.testing.assert_close(other, loss, rtol=2e-3, atol=2e-3)
+    assert_near(found, wanted)
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
+    calls, function = [], getattr(modeling_ingot, name)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(modeling_ingot, name, counted)
+    return calls
 
 
 def test_chunked_loss_equals_plain(tiny: Make, tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:

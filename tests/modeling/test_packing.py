@@ -44,6 +44,96 @@ def test_packed_documents_equal_documents_alone(
     assert (packed - leaking).abs().max() > 1e-2
 
 
+def bounds(positions: torch.Tensor, spare: int = 0) -> dict[str, Any]:
+    """Where the documents begin in the flattened rows, and documents of no length at the end."""
+    begins = (positions.flatten() == 0).nonzero().flatten()
+    lengths = F.pad(begins, (0, 1 + spare), value=positions.numel()).int()
+    return {"cu_seq_lens_q": lengths, "cu_seq_lens_k": lengths, "max_length_q": 24, "max_length_k": 24}
+
+
+def one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, begins: torch.Tensor, *_: Any, **kwargs: Any
+) -> torch.Tensor:
+    """What torch's varlen kernel computes on (N, heads, width), with SDPA."""
+    left, right = kwargs["window_size"]
+    assert right == 0
+    results = []
+    for begin, end in zip(begins[:-1].tolist(), begins[1:].tolist(), strict=True):
+        parts = [states[begin:end].transpose(0, 1) for states in (query, key, value)]
+        seen = torch.ones(end - begin, end - begin, dtype=torch.bool).tril()
+        seen = seen if left < 0 else seen.triu(-left)
+        if end > begin:
+            out = F.scaled_dot_product_attention(*parts, attn_mask=seen, scale=kwargs["scale"], enable_gqa=True)
+            results.append(out.transpose(0, 1))
+    return torch.cat(results)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"position_embedding_type": "learned"},
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    ],
+)
+def test_documents_told_apart_by_where_they_begin(
+    tiny: Callable[..., Any],
+    tokens: Callable[..., torch.Tensor],
+    changes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU in bfloat16: a kernel that takes the beginnings, and no mask is made."""
+    model = tiny(**changes).train()
+    _, rows, positions = pack(tokens)
+    expected = model(rows, labels=rows, position_ids=positions, skip_logits=False)
+    monkeypatch.setattr(modeling_ingot, "FLASH_VARLEN", one_by_one)
+    monkeypatch.setattr(modeling_ingot.IngotModel, "_backend", lambda *_: "varlen")
+    for maker in ("create_causal_mask", "create_sliding_window_causal_mask"):
+        monkeypatch.setattr(modeling_ingot, maker, lambda **_: pytest.fail("a mask was made"))
+    found = model(rows, labels=rows, position_ids=positions, skip_logits=False, **bounds(positions, spare=2))
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.loss, expected.loss)
+
+
+def test_the_kernel_is_chosen_where_it_can_be(tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modeling_ingot, "FLASH_VARLEN", one_by_one)
+
+    class States:
+        """Two rows of embeddings on a GPU, as far as the choice looks at them."""
+
+        device, dtype = torch.device("cuda"), torch.bfloat16
+
+        def __len__(self) -> int:
+            return 2
+
+    several, single = ({"cu_seq_lens_q": torch.arange(n), "max_length_q": 9} for n in (5, 3))
+
+    def chosen(given: dict[str, Any], dtype: torch.dtype = torch.bfloat16, **changes: Any) -> str:
+        states: Any = States()
+        states.dtype = dtype
+        return tiny(**{"head_dim": 8, **changes}).train().model._backend(states, given)
+
+    assert chosen(several) == "varlen"
+    assert chosen(single) == chosen({}) == chosen(several, torch.float32) == "sdpa"  # float32 has no such kernel
+    assert chosen(several, attention_dropout=0.1) == "sdpa"
+    assert chosen(several, position_embedding_type="alibi") == "sdpa"
+    assert chosen(several, attn_implementation="eager") == "eager"
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_beginnings_do_not_change_what_masks_say(
+    tiny: Callable[..., Any], tokens: Callable[..., torch.Tensor], kind: dict[str, Any], backend: str
+) -> None:
+    model = tiny(**kind, attn_implementation=backend).train()
+    _, rows, positions = pack(tokens)
+    whole = torch.arange(rows.shape[1]).expand(2, -1)
+    for places in (positions, whole):
+        plain = model(rows, labels=rows, position_ids=places).loss
+        told = model(rows, labels=rows, position_ids=places, **bounds(places)).loss
+        assert torch.equal(plain, told)
+
+
 def test_packed_documents_in_bfloat16_on_cpu(tiny: Callable[..., Any], tokens: Callable[..., torch.Tensor]) -> None:
     """Short bfloat16 batches take products instead of SDPA: the same masks must hold there."""
     model = tiny().train()

@@ -69,7 +69,8 @@ def tokens_of_steps(data: RunData, processes: int, micro: int, skip: int = 0) ->
         for number, batch in enumerate(skip_first_batches(loader, skip * per_step), start=skip * per_step):
             length = data.schedule.length_at(number // per_step)
             assert batch["input_ids"].shape == (micro * SEQ_LENGTH // length, length)
-            steps[number // per_step] += torch.cat(list(batch.values()), dim=1).tolist()
+            tokens = [batch[key] for key in ("input_ids", "labels", "position_ids")]
+            steps[number // per_step] += torch.cat(tokens, dim=1).tolist()
     return [sorted(rows) for rows in steps]
 
 
