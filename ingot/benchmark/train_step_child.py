@@ -4,6 +4,7 @@
 `--wait` imports what takes seconds and then reads the folder from its input; `--machine` describes the machine.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -14,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 from unittest import mock
+
+import psutil
 
 from ingot.benchmark.train_step_cases import BUILT_ON_CPU, Case, case_of
 from ingot.files import read_json, write_json
@@ -49,7 +52,10 @@ def main(words: Sequence[str]) -> None:
 
 
 def end(code: int) -> None:
-    """Ends the process here and now."""
+    """Ends the process here and now, after its loaders' and compilers' workers, which would keep the GPU's memory."""
+    for worker in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            worker.kill()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -30,7 +30,7 @@ def table(results: Row) -> str:
         "|---|" + "---:|" * 8,
     ]
     lines += [_line(row, _baseline(row, rows)) for row in rows if RATE in row]
-    lines += ["", *_failures(results["rows"]), *twins(rows), *_notes(results)]
+    lines += ["", *_failures(results["rows"]), *documents(rows), *twins(rows), *_notes(results)]
     return "\n".join(lines).rstrip()
 
 
@@ -68,14 +68,28 @@ def _failures(rows: Sequence[Row]) -> Iterator[str]:
 
 def twins(rows: Sequence[Row]) -> Iterator[str]:
     """What share of its dense twin's MFU a mixture of experts keeps; both count the parameters that a token meets."""
-    dense = {(r["recipe"], r["precision"], r["corpus"], r["strategy"]): r for r in rows if r["twin"] and RATE in r}
     for row in rows:
-        twin = dense.get((row["recipe"], row["precision"], row["corpus"], row["strategy"]))
-        if twin is None or row["twin"] or row["runner"] == "stock" or RATE not in row:
-            continue
-        share = row[RATE] * row["flops_per_token"] / (twin[RATE] * twin["flops_per_token"])
-        active = f"{row['active_parameters']:,} and {twin['active_parameters']:,} active parameters"
-        yield f"\n{row['how']}: {share:.1%} of the MFU of its dense twin ({active})"
+        twin = None if row["twin"] else _other(row, rows, twin=True)
+        if twin is not None:
+            share = row[RATE] * row["flops_per_token"] / (twin[RATE] * twin["flops_per_token"])
+            active = f"{row['active_parameters']:,} and {twin['active_parameters']:,} active parameters"
+            yield f"\n{row['how']}: {share:.1%} of the MFU of its dense twin ({active})"
+
+
+def documents(rows: Sequence[Row]) -> Iterator[str]:
+    """What keeping documents apart costs."""
+    for row in rows:
+        whole = None if row["corpus"] == "unpacked" else _other(row, rows, corpus="unpacked")
+        if whole is not None:
+            yield f"\n{row['how']}: {row[RATE] / whole[RATE]:.1%} of the tokens/s without documents to keep apart"
+
+
+def _other(row: Row, rows: Sequence[Row], **changed: Any) -> Row | None:
+    """The measured row that differs from this one, itself measured, in these settings alone."""
+    same = ("recipe", "runner", "corpus", "precision", "variant", "strategy", "num_processes", "seq_length", "twin")
+    wanted = {**{key: row[key] for key in same}, **changed}
+    found = [r for r in rows if RATE in row and RATE in r and all(r[key] == wanted[key] for key in same)]
+    return found[0] if found else None
 
 
 def _notes(results: Row) -> Iterator[str]:

@@ -4,10 +4,12 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ingot.benchmark import train_step, train_step_child, train_step_stock
 from ingot.benchmark.train_step import RATE, planned, run_all, train_step_command
@@ -255,6 +257,23 @@ def test_no_mfu_is_printed_for_an_unknown_gpu() -> None:
 def test_experts_are_held_against_their_dense_twin() -> None:
     rows = [measured(MOE, 60.0), measured(replace(MOE, twin=True), 100.0)]
     assert "60.0% of the MFU of its dense twin" in table({"machine": CPU, "seconds": 9.0, "rows": rows})
+
+
+def test_documents_are_held_against_blocks_of_one() -> None:
+    rows = [measured(TINY, 100.0), measured(replace(TINY, corpus="documents"), 97.0)]
+    assert "documents, 64 tokens: 97.0% of the tokens/s" in table({"machine": CPU, "seconds": 9.0, "rows": rows})
+
+
+def test_a_limit_is_the_size_of_the_gpu_to_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[float, int]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *words: given.append(words))
+    properties = SimpleNamespace(total_memory=100, name="H200")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: properties)
+    train_step_child.limit_memory(25)
+    assert given == [(0.25, 0)]
+    found = torch.cuda.get_device_properties()
+    assert (found.total_memory, found.name) == (25, "H200")
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
