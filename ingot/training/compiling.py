@@ -9,29 +9,53 @@ from typing import Any, NamedTuple
 import torch
 
 from modeling import IngotForCausalLM
+from modeling.modeling_ingot import makes_kernels
 
 KEYS = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+WORTH = 1e17  # FLOPs of a run on one GPU for which half a minute of compiling pays: about five minutes of an H100
 
 
 class Compiling(NamedTuple):
-    """What the recipe's keys ask for; upstream takes a backend or a mode for a yes."""
+    """What is compiled, how, and why."""
 
     wanted: bool
-    backend: str | None
-    mode: str | None
+    backend: str | None = None
+    mode: str | None = None
+    reason: str = ""
 
 
-def take_keys(values: dict[str, Any]) -> tuple[Compiling, dict[str, Any]]:
-    """The compile keys, and the values without them, so that upstream does not compile the whole."""
+def take_keys(values: dict[str, Any]) -> tuple[Compiling | None, dict[str, Any]]:
+    """The compile keys, None where none is given, and the rest, so that upstream does not compile the whole.
+
+    As upstream takes it, a backend or a mode alone is a yes.
+    """
     wanted, backend, mode = (values.get(key) for key in KEYS)
     rest = {key: value for key, value in values.items() if key not in KEYS}
-    return Compiling(bool(wanted or backend or mode), backend, mode), rest
+    if not any(key in values for key in KEYS):
+        return None, rest
+    return Compiling(bool(wanted or backend or mode), backend, mode, "training.torch_compile says so"), rest
 
 
-def compile_layers(model: IngotForCausalLM, asked: Compiling) -> None:
+def decide(asked: Compiling | None, device: torch.device, flops: float) -> Compiling:
+    """What the recipe asks for, or what suits the machine and the length of the run.
+
+    flops: of the whole run, on each GPU.
+    """
+    if asked is not None:
+        return asked
+    if device.type != "cuda":
+        return Compiling(False, reason="a CPU gains nothing by it")
+    if not makes_kernels(device):
+        return Compiling(False, reason="there is no triton, or no C compiler for it")
+    if flops < WORTH:
+        return Compiling(False, reason="the run is too short for it to pay")
+    return Compiling(True, reason="the run is long enough for it to pay")
+
+
+def compile_layers(model: IngotForCausalLM, decided: Compiling) -> None:
     """Has every layer compiled when it first runs; layers of one shape share what was compiled."""
-    if not asked.wanted:
+    if not decided.wanted:
         return
     torch._dynamo.config.cache_size_limit = max(32, torch._dynamo.config.cache_size_limit)  # lengths, modes
     for layer in model.model.layers:
-        layer.compile(backend=asked.backend or "inductor", mode=asked.mode, dynamic=False)
+        layer.compile(backend=decided.backend or "inductor", mode=decided.mode, dynamic=False)

@@ -141,6 +141,11 @@ class PretrainRun(TrainingRun):
         description="blocks in one optimizer step over all processes; sets gradient_accumulation_steps, so that a run "
         "is the same on one process and on eight",
     )
+    fp8: bool = Field(
+        False,
+        description="products of the layers and the head in float8 (needs training.bf16, torchao, and a GPU from Ada "
+        "or Hopper on); weights, gradients and optimizer stay in float32",
+    )
     sample_prompts: list[str] = Field([], description="prompts that the model continues at every evaluation")
     sample_tokens: int = Field(64, gt=0, description="tokens of each of these samples")
     profile: bool | Annotated[int, Field(gt=0)] = Field(
@@ -184,6 +189,8 @@ class PretrainRecipe(Recipe, stage="pretrain"):
         for key, reason in UNUSED.items():
             if key in training:
                 yield f"training.{key}: leave it out; {reason}"
+        if self.run.fp8 and not training.get("bf16"):
+            yield "run.fp8: needs training.bf16: true; what is not in float8 is in bfloat16"
         if training.get("fp16") and training.get("bf16"):
             yield "training.fp16: also training.bf16 is set; keep one of them"
         yield from self.model.problems(self.data.seq_length)

@@ -22,6 +22,7 @@ from ingot.plots import plot_loss
 from ingot.recipe import InputError
 from ingot.runs import RunFolder, get_logger, is_main_process, num_processes, write_text
 from ingot.tokenization.build import copy_tokenizer
+from ingot.training.backends import describe_backends
 from ingot.training.callbacks import (
     METRICS,
     LookBeforeSaving,
@@ -31,8 +32,9 @@ from ingot.training.callbacks import (
     Throughput,
     read_metrics,
 )
-from ingot.training.compiling import compile_layers, take_keys
+from ingot.training.compiling import compile_layers, decide, take_keys
 from ingot.training.continuing import train_to_the_end
+from ingot.training.float8 import train_in_float8
 from ingot.training.launch import uses_fsdp
 from ingot.training.lion import Lion
 from ingot.training.optim import MuonFactory
@@ -60,13 +62,18 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
     Raises: InputError for a recipe that contradicts itself, KeyboardInterrupt when stopped by a signal (after saving).
     """
     folder = run.path
-    compiling, training = take_keys(training)
+    asked, training = take_keys(training)
     arguments, blocks = training_arguments(recipe, folder, training)
     predicted = predict(recipe, model_config(recipe), arguments, blocks * recipe.data.seq_length)
     tokenizer = load_tokenizer(recipe.model.tokenizer)
     data = RunData(recipe.data, arguments.seed, blocks, arguments.max_steps)
     set_seed(arguments.seed)
     model = build_model(recipe, tokenizer, data.shards)
+    if recipe.run.fp8:
+        refuse_split_float8(arguments)
+        train_in_float8(model)
+    flops = training_flops_per_token(architecture_of_config(model.config), recipe.data.seq_length)
+    compiling = decide(asked, arguments.device, flops * blocks * recipe.data.seq_length / num_processes())
     compile_layers(model, compiling)
     check_prompts(recipe, tokenizer, model.config.max_position_embeddings)
     trainer = PretrainTrainer(
@@ -81,7 +88,10 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
     )
     trainer.remove_callback(PrinterCallback)
     trainer.step_profile = step_profile(recipe.run.profile, folder, arguments.device.type == "cuda")
-    describe(model, data, arguments, compiling.wanted)
+    describe(model, data, arguments)
+    attention = "attn_implementation" in recipe.model.upstream_values()
+    for line in describe_backends(model, arguments.device, arguments.bf16, compiling, attention):
+        logger.info(line)
     train_to_the_end(trainer, recipe.run, recipe.run.optimizer or OptimizerNames(arguments.optim).value)
     return conclude(trainer, run, tokenizer, data, predicted)
 
@@ -203,6 +213,15 @@ def optimizer_for(recipe: PretrainRecipe, arguments: TrainingArguments) -> tuple
     return MuonFactory, kwargs
 
 
+def refuse_split_float8(arguments: TrainingArguments) -> None:
+    """Raises: InputError under ZeRO-3, which hands a module's weights out only to modules that it knows."""
+    if arguments.deepspeed_plugin is None:
+        return
+    strategy = _split_by(arguments.deepspeed_plugin.deepspeed_config.get("zero_optimization", {}))
+    if strategy is not None:
+        raise InputError(f"run.fp8: not with {strategy}; use FSDP2, which splits as much, ZeRO-1, ZeRO-2 or DDP")
+
+
 def refuse_sharded_muon(arguments: TrainingArguments) -> None:
     """Raises: InputError under ZeRO-3, offload and FSDP, where no process has a layer's gradients whole."""
     strategy = None
@@ -247,14 +266,13 @@ def callbacks(
     ]
 
 
-def describe(model: IngotForCausalLM, data: RunData, arguments: TrainingArguments, compiled: bool) -> None:
+def describe(model: IngotForCausalLM, data: RunData, arguments: TrainingArguments) -> None:
     """Says in a few lines what is about to run, where and on what."""
     where = "CPU" if arguments.device.type == "cpu" else torch.cuda.get_device_name()
     precision = "bf16 autocast" if arguments.bf16 else "float32"
     logger.info(
-        "pretrain: %s parameters, %d processes on %s, %s, attention %s, loss %s%s",
-        f"{model.num_parameters():,}", num_processes(), where, precision, model.config._attn_implementation,
-        model.config.loss_implementation, ", layers compiled" if compiled else "",
+        "pretrain: %s parameters, %d processes on %s, %s",
+        f"{model.num_parameters():,}", num_processes(), where, precision,
     )  # fmt: skip
     logger.info(
         "%s tokens in %d steps: %.2f epochs of %s tokens", f"{data.num_blocks * data.seq_length:,}",

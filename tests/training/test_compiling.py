@@ -7,19 +7,35 @@ from typing import Any
 import pytest
 import torch
 
+from ingot.training import compiling
 from ingot.training.callbacks import read_metrics
-from ingot.training.compiling import Compiling, take_keys
+from ingot.training.compiling import Compiling, decide, take_keys
 
 from .conftest import Pretrain
 
+SAID = "training.torch_compile says so"
 Weights = Callable[[Path], dict[str, torch.Tensor]]
 
 
 def test_upstream_does_not_see_the_keys() -> None:
     values: dict[str, Any] = {"torch_compile": True, "torch_compile_mode": "max-autotune", "bf16": True}
-    assert take_keys(values) == (Compiling(True, None, "max-autotune"), {"bf16": True})
-    assert take_keys({"torch_compile_backend": "eager"})[0].wanted  # as upstream takes it
-    assert take_keys({"torch_compile": False}) == (Compiling(False, None, None), {})
+    assert take_keys(values) == (Compiling(True, None, "max-autotune", SAID), {"bf16": True})
+    assert take_keys({"torch_compile_backend": "eager"})[0] == Compiling(True, "eager", None, SAID)  # as upstream
+    assert take_keys({"torch_compile": False}) == (Compiling(False, None, None, SAID), {})
+    assert take_keys({"bf16": True}) == (None, {"bf16": True})
+
+
+def test_it_is_decided_by_machine_and_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(compiling, "makes_kernels", lambda device: device.type == "cuda")
+    assert decide(None, gpu, 1e18).wanted
+    short = decide(None, gpu, 1e16)
+    assert not short.wanted and "too short" in short.reason
+    assert not decide(None, cpu, 1e20).wanted
+    asked = Compiling(True, reason=SAID)
+    assert decide(asked, cpu, 1.0) is asked
+    monkeypatch.setattr(compiling, "makes_kernels", lambda device: False)
+    assert "no triton" in decide(None, gpu, 1e18).reason
 
 
 @pytest.mark.parametrize(
@@ -29,8 +45,8 @@ def test_compiled_layers_train_the_same_model(backend: str, pretrain: Pretrain, 
     changes: dict[str, Any] = {"training__torch_compile": True, "training__torch_compile_backend": backend}
     compiled, results = pretrain("compiled", run__sample_prompts=["red"], **changes)
     plain, expected = pretrain("plain", run__sample_prompts=["red"])
-    assert "layers compiled" in (compiled / "log.txt").read_text()
-    assert "layers compiled" not in (plain / "log.txt").read_text()
+    assert "layers: compiled one by one: training.torch_compile says so" in (compiled / "log.txt").read_text()
+    assert "layers: not compiled: a CPU gains nothing by it" in (plain / "log.txt").read_text()
     assert weights(compiled).keys() == weights(plain).keys()
     for name, tensor in weights(plain).items():
         torch.testing.assert_close(weights(compiled)[name], tensor, rtol=1e-4, atol=1e-5)

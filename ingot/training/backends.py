@@ -1,0 +1,50 @@
+"""Which kernels a run will use and why, in words for its first lines."""
+
+from collections.abc import Iterator
+
+import torch
+
+from ingot.training.compiling import Compiling
+from ingot.training.float8 import Float8CrossEntropy
+from modeling import IngotForCausalLM
+from modeling.modeling_ingot import FLASH_VARLEN, makes_kernels
+
+
+def describe_backends(
+    model: IngotForCausalLM, device: torch.device, bf16: bool, compiling: Compiling, asked_attention: bool
+) -> Iterator[str]:
+    """A line for attention, the loss, the layers and float8."""
+    yield f"attention: {_attention(model, device, bf16)}" + (" (model.attn_implementation)" if asked_attention else "")
+    yield f"loss: {_loss(model, device)}"
+    yield f"layers: {'compiled one by one' if compiling.wanted else 'not compiled'}: {compiling.reason}" + (
+        "" if "training." in compiling.reason else f"; --training.torch_compile={str(not compiling.wanted).lower()}"
+    )
+    if model.chunked_cross_entropy is Float8CrossEntropy:
+        yield "products: float8 in the layers and the head (run.fp8), weights and their gradients in float32"
+
+
+def _attention(model: IngotForCausalLM, device: torch.device, bf16: bool) -> str:
+    """The kernel, and how it learns where packed documents begin."""
+    name = model.config._attn_implementation
+    if name != "sdpa" or device.type != "cuda":
+        return name
+    if not bf16:
+        return "sdpa, with masks: float32 has no flash kernel"
+    dropped, biased = model.config.attention_dropout > 0, model.config.position_embedding_type == "alibi"
+    if FLASH_VARLEN is None or dropped or biased:
+        reason = "dropout" if dropped else "alibi" if biased else "this torch has no kernel that is told the documents"
+        return f"sdpa, with masks where a block holds several documents: {reason}"
+    return "sdpa (cuDNN or flash), and torch's varlen kernel, which needs no mask, where blocks hold several documents"
+
+
+def _loss(model: IngotForCausalLM, device: torch.device) -> str:
+    """The implementation, and the rows of a chunk."""
+    wanted, rows = model.config.loss_implementation, model._chunk_rows()
+    if wanted in ("plain", "fused"):
+        return f"{wanted} (model.loss_implementation)"
+    if device.type != "cuda":
+        return (
+            f"chunked, {rows} tokens' logits at a time" if wanted == "chunked" else f"in chunks beyond {rows} tokens"
+        )
+    how = "by triton kernels" if makes_kernels(device) else "without kernels of its own: no triton, or no C compiler"
+    return f"chunked, {rows} tokens' logits at a time, {how}"
