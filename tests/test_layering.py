@@ -1,6 +1,7 @@
 """Who may import whom, read from the source."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,8 +46,7 @@ def sources(folder: str) -> list[Path]:
 
 @pytest.mark.parametrize("path", sources("modeling"), ids=lambda p: p.name)
 def test_modeling_is_flat_and_imports_torch_and_transformers_alone(path: Path) -> None:
-    standard = {"dataclasses", "typing", "collections", "math", "difflib", "functools", "itertools"}
-    allowed = {"torch", "transformers", "huggingface_hub", *standard}
+    allowed = {"torch", "transformers", "huggingface_hub", *sys.stdlib_module_names}
     assert path.parent == ROOT / "modeling"
     for name in imports(path):
         assert name.startswith(".") and not name.startswith("..") or name.split(".")[0] in allowed, name
