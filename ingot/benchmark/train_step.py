@@ -86,6 +86,7 @@ def _parser() -> Parser:
         "--dense-twin", action=argparse.BooleanOptionalAction, default=True,
         help="beside a mixture of experts its dense model of as many active parameters",
     )  # fmt: skip
+    what.add_argument("--ingot", action=argparse.BooleanOptionalAction, default=True, help="measure Ingot")
     stock = parser.add_argument_group("the stock Trainer")
     stock.add_argument("--stock", action=argparse.BooleanOptionalAction, default=True, help="measure it, too")
     stock.add_argument("--stock-variants", type=some_of(VARIANTS), default=VARIANTS, help="plain,compile,liger")
@@ -170,7 +171,7 @@ def _of(base: Case, asked: argparse.Namespace, room: int | None) -> Iterator[Lad
         asked.micro_batches or fitting_micro_batches(base, own, room),
         asked.stock_micro_batches or ((own,) if room is None else (own, 2 * own, 4 * own)),
         asked.corpus,
-        asked.precision or (("bf16",) if room is None else ("bf16", "fp8")),
+        (asked.precision or (("bf16",) if room is None else ("bf16", "fp8"))) if asked.ingot else (),
         asked.stock_variants if asked.stock else (),
     )
 
@@ -202,6 +203,8 @@ def run_all(
         first = best.get(ladder.start_at) if ladder.start_at else None
         rows: list[Row] = []
         for case in order(ladder, first):
+            if first is not None and rows and RATE in rows[-1]:
+                break  # the largest that fits
             late = deadline is not None and time.monotonic() > deadline
             reason = "the time limit was reached" if late else passed(rows, downwards=first is not None)
             row = {**case.settings(), "logging_steps": case.logging_steps}
@@ -228,7 +231,7 @@ def passed(rows: Sequence[Row], downwards: bool) -> str | None:
     if "skipped" in last:
         return str(last["skipped"])
     if downwards:
-        return "a larger one fits" if RATE in last else None
+        return None
     if "error" in last:
         return f"{last['micro_batch']} failed"
     return f"{last['micro_batch']} was slower" if last[RATE] < SLOWER * max(rates) else None

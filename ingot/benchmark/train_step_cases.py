@@ -203,7 +203,7 @@ def ladders(
                 found = Ladder(case, micro_batches, best.get(precision))
                 best.setdefault(precision, found)
                 yield found
-    rounded = "bf16" if set(precisions) - {"fp32"} else "fp32"
+    rounded = "fp32" if tuple(precisions) == ("fp32",) else "bf16"
     for variant in variants:
         stock = replace(base, runner="stock", variant=variant, corpus="unpacked", precision=rounded, twin=False)
         yield Ladder(stock, stock_micro_batches)

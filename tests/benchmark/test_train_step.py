@@ -114,8 +114,16 @@ def test_a_ladder_stops_where_a_larger_micro_batch_is_slower_or_fails() -> None:
 def test_documents_are_tried_at_the_best_micro_batch_and_then_at_smaller_ones() -> None:
     first = Ladder(TINY, (2, 4, 8))
     second = Ladder(replace(TINY, corpus="documents"), (2, 4, 8), first)
-    rows = [row for row in climb([first, second], {2: 10, 4: 20, 8: 0}) if row["corpus"] == "documents"]
-    assert [(row["micro_batch"], row.get("skipped")) for row in rows] == [(4, None), (2, "a larger one fits")]
+    tried: list[tuple[str, int]] = []
+
+    def run(case: Case) -> dict[str, Any]:
+        tried.append((case.corpus, case.micro_batch))
+        fits = case.micro_batch <= (4 if case.corpus == "unpacked" else 2)
+        return {RATE: 10.0 * case.micro_batch} if fits else {"error": "out of memory"}
+
+    run_all([first, second], run, lambda row: None, None)
+    assert tried == [("unpacked", 2), ("unpacked", 4), ("unpacked", 8), ("documents", 4), ("documents", 2)]
+    assert [row["micro_batch"] for row in climb([first, second], {2: 10, 4: 20, 8: 0})] == [2, 4, 8, 4]
 
 
 def test_nothing_is_started_after_the_time_limit() -> None:
@@ -153,6 +161,7 @@ def test_words_become_cases() -> None:
     training = recipe_of(found[3].rungs()[1]).training.upstream_values()
     assert training["gradient_checkpointing"] and training["torch_compile"]
     assert len(ladders(f"{words} --no-dense-twin", H200)) == 1
+    assert {rung.case.runner for rung in ladders("--no-ingot", H200)} == {"stock"}
     several = ladders(f"{words} --strategy zero1,fsdp2", {**H200, "num_gpus": 8})
     assert {(rung.case.strategy, rung.case.num_processes) for rung in several} == {("zero1", 8), ("fsdp2", 8)}
     assert "fsdp2.yaml" in " ".join(launch(several[-1].rungs()[0], Path("x")))
