@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ingot.benchmark.memory_cases import Case, make_trainer
 from ingot.benchmark.tracking import LiveBytes
+from ingot.training import optim
 from ingot.training.pretrain_trainer import PretrainTrainer
 from modeling import modeling_ingot
 
@@ -89,6 +90,7 @@ def as_on_cuda(packed: bool, total_memory: int) -> Iterator[None]:
             (F, "scaled_dot_product_attention", _attention),
             (modeling_ingot.IngotForCausalLM, "to", lambda model, *_, **__: model),  # it is there already
             (modeling_ingot, "type", _type),
+            (optim, "_takes_fused", lambda _: True),
             (sys.modules["torch.optim.adam"], "_default_to_fused_or_foreach", lambda *_, **__: (False, True)),
             (sys.modules["torch.optim.sgd"], "_default_to_fused_or_foreach", lambda *_, **__: (False, True)),
         ):

@@ -24,6 +24,7 @@ class Optimizer:
     paged: bool = False  # in memory that the GPU fetches from the CPU's when there is room
 
 
+MUON_CHUNK = 1 << 26  # numbers that MuonWithAdamW takes at a time
 EIGHT_BIT = 1 + 4 / 256  # a byte, and a float32 scale for every block of 256
 # by the name in training.optim, and `muon` and `lion` for run.optimizer
 OPTIMIZERS = {
@@ -86,18 +87,17 @@ def muon_matrices(architecture: Architecture) -> Iterator[tuple[int, int]]:
 
 
 def muon_temporary(shapes: Sequence[tuple[int, int]]) -> int:
-    """Bytes that Muon's step needs beside its states: the updates of all matrices, then shape by shape.
+    """Bytes that Muon's step needs beside its states, for the batch of matrices of one shape that needs most.
 
-    A shape's matrices are stacked in float32, turned in bfloat16 (four copies and the Gram matrices), and come out in
-    float32; at the end updates, orthogonal updates and scaled ones stand side by side.
+    A batch is stacked in bfloat16; iterating takes two more copies and two Gram matrices of each, and the result is
+    turned into float32.
     """
-    updates = 4 * sum(rows * columns for rows, columns in shapes)
-    most, done = 3 * updates, 0
+    most = 0
     for rows, columns in dict.fromkeys(shapes):
         count = sum(1 for shape in shapes if shape == (rows, columns))
-        stacked, gram = count * rows * columns, count * min(rows, columns) ** 2
-        most = max(most, updates + done + 4 * stacked + max(8 * stacked + 2 * gram, 4 * stacked + 8 * gram))
-        done += 4 * stacked
+        batch = min(count, max(1, MUON_CHUNK // (rows * columns)))
+        size, gram = rows * columns, min(rows, columns) ** 2
+        most = max(most, batch * max(8 * size, 6 * size + 4 * gram))
     return most
 
 
@@ -111,8 +111,7 @@ def step_bytes(optimizer: Optimizer, architecture: Architecture, trained: int, f
     if optimizer.temporary == "largest":
         return 8 * (largest_parameter(architecture) if full else 0)
     if optimizer.temporary == "muon":
-        tables = 4 * (trained - matrix_parameters(architecture))  # AdamW's, foreach
-        return max(muon_temporary(list(muon_matrices(architecture))), tables)
+        return muon_temporary(list(muon_matrices(architecture)))
     return 0
 
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 from ingot.planning.activations import takes_adapter, trained_parameters
 from ingot.planning.architecture import Architecture
-from ingot.planning.optimizers import find_optimizer, largest_parameter, state_bytes, step_bytes
+from ingot.planning.optimizers import (
+    find_optimizer,
+    largest_parameter,
+    matrix_parameters,
+    state_bytes,
+    step_bytes,
+)
 from ingot.planning.setups import Formats, TrainingSetup
 
 REDUCE_BUCKET = 500_000_000  # values; DeepSpeed's reduce_bucket_size
@@ -77,7 +83,9 @@ def _step(architecture: Architecture, setup: TrainingSetup, share: float) -> int
     optimizer = find_optimizer(setup.optimizer)
     trained, full = trained_total(architecture, setup), setup.adapter == "none"
     size = step_bytes(optimizer, architecture, trained, full)
-    return size if optimizer.temporary == "muon" else round(size * share)
+    if optimizer.temporary != "muon":
+        return round(size * share)
+    return size + (round(4 * matrix_parameters(architecture) * (1 + share)) if share < 1 else 0)
 
 
 def _whole(architecture: Architecture, setup: TrainingSetup, formats: Formats) -> Kept:

@@ -1,13 +1,15 @@
 """Optimizers that upstream's `training.optim` does not have, built for `Trainer(optimizer_cls_and_kwargs=...)`."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+# numbers that are orthogonalised at a time: enough for whole GPUs, and it bounds the memory of a step to 1 GB
+CHUNK = 1 << 26
 # coefficients of the quintic Newton-Schulz iteration (Jordan et al., 2024, "Muon: an optimizer for hidden layers")
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -18,14 +20,14 @@ def orthogonalize(update: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfl
     update: (..., rows, columns), any float type; the result has the same shape and type.
     """
     a, b, c = NEWTON_SCHULZ
-    x = update.to(dtype)
+    x = update.to(dtype).reshape(-1, *update.shape[-2:])
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(update.dtype)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(update.dtype).reshape(update.shape)
 
 
 def loss_again(closure: Callable[[], float] | None) -> float | None:
@@ -72,70 +74,94 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def _muon(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]
-        updates = [self._momentum(p, group["momentum"]) for p in params]
-        flat_slice = params[0].dim() == 1
-        whole = _gather_matrices(updates[0], group["shapes"]) if flat_slice else updates
-        steps = [
-            0.2 * math.sqrt(max(m.shape)) * o
-            for m, o in zip(whole, _orthogonalize_all(whole, self.dtype), strict=True)
-        ]
-        if flat_slice:
-            steps = [_own_slice(steps, params[0])]
-        for param, step in zip(params, steps, strict=True):
-            param.mul_(1 - group["lr"] * group["weight_decay"])
-            param.add_(step.to(param.dtype), alpha=-group["lr"])
+        if params[0].dim() == 1:
+            self._muon_of_slice(group, params[0])
+            return
+        for indexes in _batches([tuple(p.shape) for p in params]):
+            some = [params[i] for i in indexes]
+            _move(some, self._steps(self._momenta(some, group["momentum"])), group)
 
-    def _momentum(self, param: Tensor, momentum: float) -> Tensor:
-        gradient, state = param.grad, self.state[param]
-        assert gradient is not None
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        buffer = state["momentum_buffer"]
-        buffer.lerp_(gradient, 1 - momentum)
-        return torch.lerp(gradient, buffer, momentum)
+    def _muon_of_slice(self, group: dict[str, Any], param: Tensor) -> None:
+        """ZeRO's step: the whole update from every process, its matrices replaced by their steps, the own slice."""
+        joined = _gather(self._momenta([param], group["momentum"])[0])
+        matrices = _views(joined, group["shapes"])
+        for indexes in _batches(group["shapes"]):
+            some = [matrices[i] for i in indexes]
+            torch._foreach_copy_(some, self._steps(list(some)))
+        start = torch.distributed.get_rank() * param.numel()
+        _move([param], [joined[start : start + param.numel()]], group)
+
+    def _momenta(self, params: list[Tensor], momentum: float) -> list[Tensor]:
+        """Nesterov's updates, from the gradients and the running means of them that are kept."""
+        gradients = [p.grad for p in params if p.grad is not None]
+        for param in params:
+            if not self.state[param]:
+                self.state[param]["momentum_buffer"] = torch.zeros_like(param)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        return list(torch._foreach_lerp(gradients, buffers, momentum))
+
+    def _steps(self, updates: list[Tensor]) -> list[Tensor]:
+        """Updates of one shape, orthogonalised together and brought to AdamW's root mean square."""
+        stacked = torch.empty((len(updates), *updates[0].shape), dtype=self.dtype, device=updates[0].device)
+        torch._foreach_copy_(list(stacked.unbind()), updates)
+        kind = updates[0].dtype
+        updates.clear()  # nobody needs them any more
+        orthogonal = orthogonalize(stacked, dtype=self.dtype)
+        steps = torch.empty_like(stacked, dtype=kind).copy_(orthogonal)  # rows after rows, as the weights are
+        return list(steps.mul_(0.2 * math.sqrt(max(stacked.shape[1:]))).unbind())
 
     def _adamw(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]
+        fused = _takes_fused(params[0])
         for param in params:
             if not self.state[param]:
                 zeros = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
                 self.state[param].update(zeros, step=torch.zeros((), dtype=torch.float32))
         states = [self.state[p] for p in params]
+        for state in states:  # a checkpoint brings it to the CPU, and the fused kernel counts on the GPU
+            state["step"] = state["step"].to(params[0].device if fused else "cpu")
         adamw(
             params, [p.grad for p in params], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [],
-            [s["step"] for s in states], foreach=True, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1],
-            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+            [s["step"] for s in states], foreach=not fused, fused=fused, amsgrad=False, beta1=group["betas"][0],
+            beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
+            maximize=False,
         )  # fmt: skip
 
 
-def _orthogonalize_all(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Orthogonalises matrices of one shape together."""
-    results: list[Tensor | None] = [None] * len(matrices)
-    for shape in dict.fromkeys(m.shape for m in matrices):
-        indexes = [i for i, m in enumerate(matrices) if m.shape == shape]
-        stacked = orthogonalize(torch.stack([matrices[i] for i in indexes]), dtype=dtype)
-        for i, result in zip(indexes, stacked, strict=True):
-            results[i] = result
-    return [r for r in results if r is not None]
+def _takes_fused(param: Tensor) -> bool:
+    """Whether AdamW runs in one kernel; a CPU's foreach is as fast, and torch's own choice there."""
+    return param.is_cuda
 
 
-def _gather_matrices(flat: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """The whole matrices from every process's flat slice, which ZeRO-1/2 cuts from them laid end to end."""
-    slices = [torch.empty_like(flat) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(slices, flat)
-    joined, matrices, start = torch.cat(slices), [], 0
+def _batches(shapes: list[tuple[int, int]]) -> Iterator[list[int]]:
+    """Indexes of matrices of one shape, no more of them than CHUNK numbers, or one."""
+    for shape in dict.fromkeys(shapes):
+        indexes = [i for i, other in enumerate(shapes) if other == shape]
+        size = max(1, CHUNK // math.prod(shape))
+        yield from (indexes[i : i + size] for i in range(0, len(indexes), size))
+
+
+def _move(params: list[Tensor], steps: list[Tensor], group: dict[str, Any]) -> None:
+    """Weight decay, then the steps."""
+    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+    torch._foreach_add_(params, steps, alpha=-group["lr"])
+
+
+def _gather(flat: Tensor) -> Tensor:
+    """Every process's flat slice, laid end to end."""
+    joined = flat.new_empty(torch.distributed.get_world_size() * flat.numel())
+    torch.distributed.all_gather(list(joined.split(flat.numel())), flat)
+    return joined
+
+
+def _views(joined: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
+    """The matrices that ZeRO-1/2 laid end to end and padded with zeros."""
+    matrices, start = [], 0
     for rows, columns in shapes:
         matrices.append(joined[start : start + rows * columns].view(rows, columns))
         start += rows * columns
     return matrices
-
-
-def _own_slice(matrices: list[Tensor], flat: Tensor) -> Tensor:
-    """This process's slice of the matrices laid end to end, zero where ZeRO padded."""
-    joined = torch.cat([m.flatten() for m in matrices])
-    start = torch.distributed.get_rank() * flat.numel()
-    part = joined[start : start + flat.numel()]
-    return nn.functional.pad(part, (0, flat.numel() - part.numel()))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

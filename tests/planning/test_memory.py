@@ -90,7 +90,8 @@ def test_muon_keeps_one_moment_of_matrices_and_two_of_the_rest() -> None:
     found = estimate(replace(STEP, optimizer="muon"))
     matrices = FLAGSHIP.total - tables - FLAGSHIP.parameters["norms"]
     assert found.totals["optimizer_states"] == 4 * matrices + 8 * (FLAGSHIP.total - matrices)
-    assert found.moments["optimizer step"] >= 8 * FLAGSHIP.total + found.totals["optimizer_states"] + 12 * matrices
+    held = 8 * FLAGSHIP.total + found.totals["optimizer_states"]
+    assert held < found.moments["optimizer step"] < held + 1e9  # it takes a bounded number of matrices at a time
 
 
 def test_paged_states_wait_in_the_cpu() -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ingot.planning.optimizers import MUON_CHUNK
+from ingot.training import optim
 from ingot.training.optim import MuonFactory, MuonWithAdamW, orthogonalize, parameter_groups
 from modeling import IngotConfig, IngotForCausalLM
 
@@ -48,6 +50,22 @@ def test_orthogonalize_keeps_the_singular_vectors() -> None:
     turned = u.T @ orthogonalize(matrix, dtype=torch.float32) @ v  # diagonal when the vectors are kept
     assert (turned - torch.diag(turned.diagonal())).abs().max() < 1e-5
     assert turned.diagonal().min() > 0.6
+
+
+@pytest.mark.parametrize("chunk", [1, 800])
+def test_a_bounded_number_of_matrices_at_a_time_gives_the_same(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    twin = copy.deepcopy(model)
+    for module, size in ((model, optim.CHUNK), (twin, chunk)):
+        monkeypatch.setattr(optim, "CHUNK", size)
+        give_gradients(module, 0)
+        MuonFactory()(module, 0.1, dtype=torch.float32, **OPTIONS).step()
+    expected = values(model)
+    assert all((value - expected[name]).abs().max() < 1e-6 for name, value in values(twin).items())
+
+
+def test_the_planner_knows_how_many_matrices_are_taken_at_a_time() -> None:
+    assert optim.CHUNK == MUON_CHUNK
 
 
 def test_a_gradient_of_zero_gives_no_update() -> None:
