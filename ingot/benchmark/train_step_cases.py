@@ -116,6 +116,8 @@ def recipe_tree(case: Case, corpus: Path, run_dir: Path) -> dict[str, Any]:
         "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "logging_steps": case.logging_steps,
         "save_strategy": "no", "eval_strategy": "no", "bf16": case.precision != "fp32",
     }  # fmt: skip
+    if compiles():
+        training.setdefault("torch_compile", True)  # as a run of usual length decides
     if case.gradient_checkpointing:
         training["gradient_checkpointing"] = True
     data = {key: value for key, value in tree["data"].items() if key not in ("mixture", "seq_length_schedule")}
@@ -129,6 +131,15 @@ def recipe_tree(case: Case, corpus: Path, run_dir: Path) -> dict[str, Any]:
     run |= {"dir": str(run_dir), "global_batch_size": case.micro_batch * case.num_processes}
     run |= {"fp8": True} if case.precision == "fp8" else {}
     return {**tree, "model": model, "data": data, "training": training, "run": run}
+
+
+def compiles() -> bool:
+    """Whether longer runs compile their layers here."""
+    import torch
+
+    from modeling.modeling_ingot import makes_kernels
+
+    return torch.cuda.is_available() and makes_kernels(torch.device("cuda"))
 
 
 def dense_twin(model: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """transformers' Trainer for pretraining: whole checkpoints, and a held-out loss that is the same on any machine."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,17 @@ class PretrainTrainer(SafeTraining, ProfiledSteps, Trainer):
     """Trainer whose `eval_dataset` is HeldOut."""
 
     eval_dataset: HeldOut  # type: ignore[assignment]
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Upstream's; under FSDP2 in bf16, gradients are added up over the processes in float32, as elsewhere.
+
+        Accelerate's policy would do it in bfloat16, and round the loss to it: three digits.
+        """
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled and self.args.bf16:
+            plugin = self.accelerator.state.fsdp_plugin
+            exact = {"reduce_dtype": torch.float32, "output_dtype": None}
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, **exact)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """The mean loss over all held-out labels, in nats per token; upstream's would average batches instead.
