@@ -120,6 +120,7 @@ CONFIGS = [
     pytest.param("cpu_ddp", "muon"),
     pytest.param("zero2", "muon", marks=UNLESS_BUILT),
     pytest.param("zero1", None, marks=pytest.mark.slow),
+    pytest.param("zero1", "muon", marks=pytest.mark.slow),
     pytest.param("zero3", None, marks=pytest.mark.slow),
     pytest.param("zero3_offload", None, marks=pytest.mark.slow),
     pytest.param("cpu_ddp", "lion", marks=pytest.mark.slow),
