@@ -22,7 +22,10 @@ def plot_optimizers(results: Mapping[str, Any], path: Path) -> None:
         if rates:
             axes[2].plot(*zip(*rates, strict=True), "o-", color=color, label=name)
             axes[2].plot(one["best"], one["best_loss"], "*", color=color, markersize=13, markeredgecolor="white")
+    tried = sorted({float(rate) for one in results["optimizers"].values() for rate in one["heldout_loss"]})
     axes[2].set_xscale("log")
+    axes[2].set_xticks(tried, [f"{rate:g}" for rate in tried], rotation=45)
+    axes[2].set_xticks([], minor=True)
     _label(axes[0], "Equal tokens, best learning rates", "tokens", "held-out loss, nats per token")
     _label(axes[1], "Equal time", "seconds of training", "held-out loss, nats per token")
     _label(axes[2], "By learning rate", "learning rate", "held-out loss at the end, nats per token")
@@ -59,6 +62,9 @@ def plot_variants(runs: Sequence[Mapping[str, Any]], against: str, path: Path, w
         both = [(step, 100 * (loss / reference[step] - 1)) for step, loss in run["train"] if step in reference]
         if run["name"] != against and len(both) >= window:
             axes[1].plot(*zip(*_means(both, window), strict=True), color=color, label=run["name"])
+    begun = [loss for run in runs for step, loss in run["train"] if step > 0.04 * run["steps"]]
+    if begun:
+        axes[0].set_ylim(min(begun) - 0.1, max(begun) + 0.1)  # the first steps fall further than all others
     axes[1].axhline(0, color="black", linewidth=0.8)
     _label(axes[0], "Loss: lines training, dots held out", "step", "nats per token")
     _label(axes[1], f"Training loss beside '{against}', mean of {window} logged", "step", "difference, %")

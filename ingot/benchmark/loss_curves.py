@@ -113,8 +113,11 @@ def _measure(study: Study, runs: Sequence[Run], words: argparse.Namespace) -> di
     results: dict[str, Any] = {"device": where, "torch": torch.__version__, "steps": study.steps}
     results |= {"against": words.against, "runs": rows}
 
+    names = [*(row["name"] for row in rows), *(run.name for run in runs)]
+
     def keep(row: Row) -> None:
         rows.append(row)
+        rows.sort(key=lambda row: names.index(row["name"]))
         results["summary"] = summary(rows, words.against)
         write_json(words.out / "loss_curves.json", results)
 
@@ -150,19 +153,18 @@ def _ends(row: Row) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table."""
-    beside = f"beside {results['against']}"
-    lines = [
-        f"{results['device']}, torch {results['torch']}, {results['steps']} steps",
-        "",
-        f"| run | held-out loss | {beside} | training loss of the last {LAST_STEPS} steps | {beside} | as chance |",
-        "|---|---:|---:|---:|---:|---|",
-    ]
-    for name, one in results["summary"].items():
-        cells = []
+    beside, found = f"beside {results['against']}", results["summary"]
+    heads = ["run", "held-out loss", beside, f"training loss of the last {LAST_STEPS} steps", beside]
+    judged = any("within_chance" in one for one in found.values())
+    heads += ["no further than another seed"] if judged else []
+    lines = [f"{results['device']}, torch {results['torch']}, {results['steps']} steps", ""]
+    lines += [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    for name, one in found.items():
+        cells = [name]
         for key in ("heldout", "train"):
             difference = one.get(f"{key}_difference")
             cells += [f"{one[f'{key}_loss']:.4f}", "" if difference is None else f"{difference:+.3%}"]
-        chance = {True: "yes", False: "no", None: ""}[one.get("within_chance")]
-        lines.append(f"| {name} | {' | '.join(cells)} | {chance} |")
+        cells += [{True: "yes", False: "no", None: ""}[one.get("within_chance")]] if judged else []
+        lines.append(f"| {' | '.join(cells)} |")
     failed = [f"- {row['name']}: {row['error']}" for row in results["runs"] if "error" in row]
     return "\n".join([*lines, *(["", *failed] if failed else [])])
