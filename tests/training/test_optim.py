@@ -271,3 +271,26 @@ def test_the_shapes_survive_a_saved_state() -> None:
     shapes = [list(g["shapes"]) for g in optimizer.param_groups]
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert [list(g["shapes"]) for g in optimizer.param_groups] == shapes
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_adamws_part_is_the_fused_one_and_continues_from_a_state_on_the_cpu() -> None:
+    model = tiny_model().cuda()
+    twin = copy.deepcopy(model)
+    ours = MuonFactory()(model, 0.1, **OPTIONS)
+    tables = [p for n, p in twin.named_parameters() if "layers" not in n and p.dim() == 2]
+    adamw = torch.optim.AdamW(tables, lr=0.02, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True)
+    for step in range(3):
+        for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step)).cuda()
+            other.grad = parameter.grad.clone()
+        ours.step()
+        adamw.step()
+        saved = ours.state_dict()
+        for state in saved["state"].values():
+            state.update({key: value.cpu() for key, value in state.items()})
+        ours.load_state_dict(saved)
+    expected = values(twin)
+    for name, value in values(model).items():
+        if "layers" not in name and value.dim() == 2:
+            assert torch.equal(value, expected[name]), name
