@@ -80,6 +80,8 @@ def stock_trainer(recipe: PretrainRecipe, training: Mapping[str, Any]) -> StockT
     """
     if recipe.run.optimizer is not None:
         raise InputError("run.optimizer: upstream's Trainer has it not; --run.optimizer=null")
+    if recipe.run.fp8:
+        raise InputError("run.fp8: upstream's Trainer has it not; --run.fp8=false")
     folder = recipe.run.dir
     folder.mkdir(parents=True, exist_ok=True)
     _, values = take_keys(dict(training))

@@ -71,6 +71,16 @@ def test_the_command_writes_results_and_adds_earlier_ones(
     assert "| stock | 4.0000 | +0.000% |" in capsys.readouterr().out
 
 
+def test_without_words_the_stock_trainer_another_seed_and_fp8_run(
+    trained: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loss_curves_command(["--config", RECIPE, "--out", str(tmp_path), "--steps", "10"])
+    assert [recipe["program"].rpartition(".")[2] for recipe in trained] == ["stock_pretrain", "cli", "cli", "cli"]
+    assert [recipe["run"].get("fp8", False) for recipe in trained] == [False, False, False, True]
+    assert [recipe["training"]["seed"] for recipe in trained] == [1, 1, 2, 1]
+    assert "| stock | 4.0000 | +0.000% | 4.0000 | +0.000% | yes |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -48,7 +48,10 @@ def test_what_upstream_has_not_is_refused(corpus: Path, tmp_path: Path) -> None:
     tree = pretrain_tree(corpus, tmp_path / "stock")
     with pytest.raises(InputError, match="run.optimizer: upstream's Trainer has it not"):
         stock_pretrain.stock_trainer(build_recipe(PretrainRecipe, tree), {})
-    tree["run"].pop("optimizer")
+    tree["run"], tree["training"]["bf16"] = {"dir": str(tmp_path), "fp8": True}, True
+    with pytest.raises(InputError, match="run.fp8: upstream's Trainer has it not"):
+        stock_pretrain.stock_trainer(build_recipe(PretrainRecipe, tree), {})
+    tree["run"]["fp8"] = False
     tree["model"]["qk_norm"] = False
     recipe = build_recipe(PretrainRecipe, tree)
     with pytest.raises(InputError, match="model: Qwen3 has not this architecture"):
