@@ -57,5 +57,7 @@ def compile_layers(model: IngotForCausalLM, decided: Compiling) -> None:
     if not decided.wanted:
         return
     torch._dynamo.config.cache_size_limit = max(32, torch._dynamo.config.cache_size_limit)  # lengths, modes
+    how: dict[str, Any] = {"backend": decided.backend or "inductor", "mode": decided.mode, "dynamic": False}
     for layer in model.model.layers:
-        layer.compile(backend=decided.backend or "inductor", mode=decided.mode, dynamic=False)
+        # not `layer.compile()`, which would compile hooks too: FSDP2's, which gather the weights, among them
+        layer.forward = torch.compile(layer.forward, **how)
