@@ -807,7 +807,7 @@ def usable_memory(device: torch.device) -> float:
 
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """Add `left @ right` to a float32 total; a GPU does it in the product's own kernel."""
-    if total.device.type == "cuda" and left.dtype != torch.float:
+    if total.device.type == "cuda" and left.dtype != torch.float and not torch.compiler.is_compiling():
         torch.addmm(total, left, right, out_dtype=torch.float, out=total)
     else:
         total += left @ right
@@ -827,6 +827,21 @@ def checkpointed_cross_entropy(
     return total
 
 
+class IngotHead(nn.Linear):
+    """Hidden states to logits; or the result of `function(hidden_states, weight)`.
+
+    Strategies that share out the weights gather one while its module is called: whoever needs it has to be inside.
+    """
+
+    def forward(
+        self, hidden_states: torch.Tensor, function: Callable[..., torch.Tensor | None] | None = None
+    ) -> torch.Tensor:
+        if function is None:
+            return super().forward(hidden_states)
+        result: Any = function(hidden_states, self.weight)
+        return result
+
+
 class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
     """Tokens to logits and, with labels, the loss of the next token.
 
@@ -844,7 +859,7 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
     def __init__(self, config: IngotConfig) -> None:
         super().__init__(config)
         self.model = IngotModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = IngotHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def _initial_std(self, module: nn.Module, weight: torch.Tensor, into_residual: bool = False) -> float:
@@ -944,14 +959,22 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
     def _summed_loss(self, hidden_states: torch.Tensor, labels: torch.Tensor, implementation: str) -> torch.Tensor:
         """Cross entropy of (N, D) against (N,), added up, without holding (N, V)."""
         rows = self._chunk_rows()
-        weight = self.lm_head.weight
-        # A plain head can be read; one that is an adapter, in 4 bits or sharded has to be called.
-        readable = type(self.lm_head) is nn.Linear and type(weight) is nn.Parameter
-        readable = readable and len(weight) == self.config.vocab_size
-        if implementation == "fused" and not (readable and FUSED_AVAILABLE):
-            raise ValueError("loss_implementation 'fused' needs torch 2.13 and a plain lm_head: choose 'chunked'")
-        if not readable or not torch.is_grad_enabled():
-            return checkpointed_cross_entropy(self._logits, hidden_states, labels, rows)
+        if torch.is_grad_enabled():
+            make = partial(self._loss_of_weight, labels=labels, rows=rows, implementation=implementation)
+            total = self.lm_head(hidden_states, make) if isinstance(self.lm_head, IngotHead) else None
+            if total is not None:
+                return total
+            if implementation == "fused":
+                raise ValueError("loss_implementation 'fused' needs torch 2.13 and a plain lm_head: choose 'chunked'")
+        return checkpointed_cross_entropy(self._logits, hidden_states, labels, rows)
+
+    def _loss_of_weight(
+        self, hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, rows: int, implementation: str
+    ) -> torch.Tensor | None:
+        """The same from the head's weight; None where it is in parts, so that the head has to be called."""
+        whole = type(weight) is nn.Parameter and len(weight) == self.config.vocab_size
+        if not whole or (implementation == "fused" and not FUSED_AVAILABLE):
+            return None
         if self.config.logit_scale != 1.0:
             hidden_states = hidden_states * self.config.logit_scale
         dtype = compute_dtype(hidden_states)  # neither of the two is an operator that autocast casts for

@@ -84,7 +84,7 @@ def test_documents_are_kept_apart_by_where_they_begin(
     other, found = loss_and_gradients(model, **inputs, **bounds(inputs["position_ids"]))
     assert compiled or len(calls) == 2
     torch.testing.assert_close(other, loss, rtol=2e-3, atol=2e-3)
-    assert_near(found, wanted)
+    assert_near(found, wanted, share=0.06 if compiled else 0.03)
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
