@@ -11,7 +11,7 @@ from modeling.modeling_ingot import FLASH_VARLEN, makes_kernels
 
 
 def describe_backends(
-    model: IngotForCausalLM, device: torch.device, bf16: bool, compiling: Compiling, asked_attention: bool
+    model: IngotForCausalLM, device: torch.device, bf16: bool, fp8: bool, compiling: Compiling, asked_attention: bool
 ) -> Iterator[str]:
     """A line for attention, the loss, the layers and float8."""
     yield f"attention: {_attention(model, device, bf16)}" + (" (model.attn_implementation)" if asked_attention else "")
@@ -19,8 +19,9 @@ def describe_backends(
     yield f"layers: {'compiled one by one' if compiling.wanted else 'not compiled'}: {compiling.reason}" + (
         "" if "training." in compiling.reason else f"; --training.torch_compile={str(not compiling.wanted).lower()}"
     )
-    if model.chunked_cross_entropy is Float8CrossEntropy:
-        yield "products: float8 in the layers and the head (run.fp8), weights and their gradients in float32"
+    if fp8:
+        where = "the layers and the head" if model.chunked_cross_entropy is Float8CrossEntropy else "the layers"
+        yield f"products: float8 in {where} (run.fp8), weights and their gradients in float32"
 
 
 def _attention(model: IngotForCausalLM, device: torch.device, bf16: bool) -> str:

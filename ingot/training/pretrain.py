@@ -141,10 +141,10 @@ class PretrainRun(TrainingRun):
         description="blocks in one optimizer step over all processes; sets gradient_accumulation_steps, so that a run "
         "is the same on one process and on eight",
     )
-    fp8: bool = Field(
+    fp8: bool | Literal["layers"] = Field(
         False,
         description="products of the layers and the head in float8 (needs training.bf16, torchao, and a GPU from Ada "
-        "or Hopper on); weights, gradients and optimizer stay in float32",
+        "or Hopper on); layers: the head's stay in bfloat16; weights, gradients and optimizer stay in float32",
     )
     sample_prompts: list[str] = Field([], description="prompts that the model continues at every evaluation")
     sample_tokens: int = Field(64, gt=0, description="tokens of each of these samples")

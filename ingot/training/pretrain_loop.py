@@ -71,7 +71,7 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
     model = build_model(recipe, tokenizer, data.shards)
     if recipe.run.fp8:
         refuse_split_float8(arguments)
-        train_in_float8(model)
+        train_in_float8(model, head=recipe.run.fp8 != "layers")
     flops = training_flops_per_token(architecture_of_config(model.config), recipe.data.seq_length)
     compiling = decide(asked, arguments.device, flops * blocks * recipe.data.seq_length / num_processes())
     compile_layers(model, compiling)
@@ -90,7 +90,7 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
     trainer.step_profile = step_profile(recipe.run.profile, folder, arguments.device.type == "cuda")
     describe(model, data, arguments)
     attention = "attn_implementation" in recipe.model.upstream_values()
-    for line in describe_backends(model, arguments.device, arguments.bf16, compiling, attention):
+    for line in describe_backends(model, arguments.device, arguments.bf16, bool(recipe.run.fp8), compiling, attention):
         logger.info(line)
     train_to_the_end(trainer, recipe.run, recipe.run.optimizer or OptimizerNames(arguments.optim).value)
     return conclude(trainer, run, tokenizer, data, predicted)
