@@ -112,26 +112,13 @@ def measure(case: Case, folder: Path, began: float) -> dict[str, Any]:
 
 
 def limit_memory(limit: int) -> None:
-    """Caps what torch may allocate, and tells whoever asks that the GPU is no larger: chunk sizes follow from it."""
+    """Caps what torch may allocate; chunk sizes and estimates follow from it."""
     import torch
 
-    if not torch.cuda.is_available():
-        return
-    device, original = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.get_device_properties
-    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / original(device).total_memory), device)
-
-    class Capped:
-        def __init__(self, properties: Any) -> None:
-            self.properties = properties
-            self.total_memory = min(limit, properties.total_memory)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.properties, name)
-
-    def capped(*args: Any, **kwargs: Any) -> Any:
-        return Capped(original(*args, **kwargs))
-
-    torch.cuda.get_device_properties = capped
+    if torch.cuda.is_available():
+        device = int(os.environ.get("LOCAL_RANK", "0"))
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
 
 
 def run_ingot(case: Case, folder: Path) -> Trained:

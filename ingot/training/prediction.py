@@ -1,5 +1,6 @@
 """What a run is expected to be, before it starts: it is refused when it does not fit the GPU."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ingot.planning.show import size
 from ingot.recipe import InputError
 from ingot.runs import get_logger, num_processes
 from ingot.training.launch import uses_fsdp
+from modeling.modeling_ingot import usable_memory
 
 logger = get_logger(__name__)
 
@@ -35,17 +37,18 @@ def strategy_of_run(arguments: TrainingArguments) -> Strategy:
     return "ddp" if num_processes() > 1 else "single"
 
 
-def check_memory(recipe: Any, config: Any, arguments: TrainingArguments) -> int | None:
+def check_memory(recipe: Any, config: Any, arguments: TrainingArguments, compiled: bool = False) -> int | None:
     """The peak of memory that is expected on each GPU, in bytes; None on a CPU, or where it cannot be told.
 
-    Raises: InputError when it is more than the GPU has, with the nearest settings that fit.
+    Raises: InputError when it is more than this process may take, with the nearest settings that fit.
     """
     if arguments.device.type != "cuda":
         return None
-    total = torch.cuda.get_device_properties(arguments.device).total_memory
+    total = int(usable_memory(arguments.device))
     try:
         architecture = architecture_of_config(config)
         setup = setup_of_recipe(recipe, strategy=strategy_of_run(arguments), num_gpus=num_processes())
+        setup = replace(setup, compiled=compiled)
     except InputError as error:
         logger.warning("memory: not estimated: %s", error)
         return None
@@ -65,12 +68,14 @@ def _too_large(stage: str, peak: int, total: int, architecture: Architecture, se
     )
 
 
-def predict(recipe: Any, config: Any, arguments: TrainingArguments, tokens: int) -> dict[str, Any]:
+def predict(
+    recipe: Any, config: Any, arguments: TrainingArguments, tokens: int, compiled: bool = False
+) -> dict[str, Any]:
     """Parameters, memory, rate, MFU, hours and loss that the recipe's `plan` section leads to on this machine.
 
     Raises: InputError when it does not fit the GPU.
     """
-    memory = check_memory(recipe, config, arguments)
+    memory = check_memory(recipe, config, arguments, compiled)
     architecture, section = architecture_of_config(config), recipe.plan
     gpu = gpu_of_device(torch.cuda.get_device_name(arguments.device)) if memory is not None else None
     strategy = strategy_of_run(arguments)

@@ -273,16 +273,16 @@ def test_documents_are_held_against_blocks_of_one() -> None:
     assert "documents, 64 tokens: 97.0% of the tokens/s" in table({"machine": CPU, "seconds": 9.0, "rows": rows})
 
 
-def test_a_limit_is_the_size_of_the_gpu_to_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_is_a_share_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[float, int]] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *words: given.append(words))
-    properties = SimpleNamespace(total_memory=100, name="H200")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=100))
     train_step_child.limit_memory(25)
-    assert given == [(0.25, 0)]
-    found = torch.cuda.get_device_properties()
-    assert (found.total_memory, found.name) == (25, "H200")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    train_step_child.limit_memory(200)
+    assert given == [(0.25, 0), (1.0, 3)]
+    assert torch.cuda.get_device_properties(0).total_memory == 100  # who asks for the share would else cap it twice
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:

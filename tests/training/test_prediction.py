@@ -27,10 +27,11 @@ def arguments(device: str = "cuda", **changes: Any) -> Any:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretends that there is a GPU of so many GiB."""
+    """Pretends that there is a GPU of so many GiB, of which a process may take a share."""
 
-    def pretend(gib: float, name: str = "NVIDIA H200") -> None:
+    def pretend(gib: float, name: str = "NVIDIA H200", share: float = 1.0) -> None:
         properties = SimpleNamespace(total_memory=int(gib * GIB))
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
 
@@ -60,6 +61,9 @@ def test_a_run_that_does_not_fit_is_refused_with_what_does(gpu: Any) -> None:
     with pytest.raises(InputError, match="pretrain: needs about .* it fits with .*fsdp2"):
         check_memory(recipe, config, arguments())
     assert check_memory(recipe, config, arguments("cpu")) is None
+    gpu(139.8, share=0.17)
+    with pytest.raises(InputError, match="on each GPU, which has 23.77 GiB; it fits with"):
+        check_memory(recipe, config, arguments())
 
 
 def test_an_optimizer_whose_memory_is_not_known_does_not_stop_a_run(gpu: Any) -> None:
