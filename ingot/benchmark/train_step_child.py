@@ -23,6 +23,7 @@ from ingot.files import read_json, write_json
 from ingot.logs import is_main_process, num_processes
 
 CASE, ROW, RECIPE, LOG, RUN = "case.json", "row.json", "pretrain.yaml", "log.txt", "run"
+LAST_LINES = 15  # of a traceback or log, which a row keeps
 GPU_READINGS = ("gpu_utilization", "gpu_temperature", "gpu_power")  # %, C, W: of the last steps
 
 
@@ -69,8 +70,14 @@ def write_error(folder: Path, error: BaseException) -> None:
     text = " ".join(str(error).replace(f"{folder}/", "").split()) or type(error).__name__
     if type(error).__name__ == "OutOfMemoryError":
         text = f"out of memory: {text.removeprefix('CUDA out of memory. ')}"
+    lines = "".join(traceback.format_exception(error)).splitlines()
     if not (folder / ROW).exists():
-        write_json(folder / ROW, {"error": text[:400]})
+        write_json(folder / ROW, {"error": text[:400], "traceback": last_lines(lines)})
+
+
+def last_lines(lines: Sequence[str]) -> list[str]:
+    """The last few that say something, none of them long."""
+    return [line.rstrip()[:300] for line in lines if line.strip()][-LAST_LINES:]
 
 
 def machine() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import psutil
 
 from ingot.benchmark.train_step_cases import ROOT, Case, base_tree, recipe_tree, seq_length_of
-from ingot.benchmark.train_step_child import CASE, LOG, RECIPE, ROW, RUN
+from ingot.benchmark.train_step_child import CASE, LOG, RECIPE, ROW, RUN, last_lines
 from ingot.faults.processes import free_port
 from ingot.files import read_json, write_json, write_text
 from ingot.recipe_yaml import InputError, dump_yaml
@@ -128,9 +128,9 @@ class Workshop:
     def _row(folder: Path, log: Path, timeout: float | None) -> dict[str, Any]:
         if (folder / ROW).is_file():
             return dict(read_json(folder / ROW))
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        last = lines[-1][:300] if lines else "it said nothing"
-        return {"error": last if timeout is None else f"not done within {timeout:.0f} s; its last line: {last}"}
+        lines = last_lines(log.read_text(encoding="utf-8", errors="replace").splitlines()) or ["it said nothing"]
+        late = "" if timeout is None else f"not done within {timeout:.0f} s; its last line: "
+        return {"error": late + lines[-1], "log": lines}
 
 
 def launch(case: Case, folder: Path) -> list[str]:

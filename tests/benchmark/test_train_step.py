@@ -22,7 +22,7 @@ from ingot.data.packing import TokenBlocks
 from ingot.planning.architecture import architecture_of_config
 from ingot.recipe import InputError, build_recipe
 from ingot.recipe_yaml import dump_yaml
-from ingot.runs import write_json, write_text
+from ingot.runs import read_json, write_json, write_text
 from ingot.training.pretrain import PretrainRecipe
 from ingot.training.pretrain_loop import model_config
 
@@ -283,6 +283,21 @@ def test_a_limit_is_a_share_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     train_step_child.limit_memory(200)
     assert given == [(0.25, 0), (1.0, 3)]
     assert torch.cuda.get_device_properties(0).total_memory == 100  # who asks for the share would else cap it twice
+
+
+def test_a_row_keeps_the_end_of_what_went_wrong(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        raise RuntimeError(f"no kernel\nin {tmp_path}/run")
+    train_step_child.write_error(tmp_path, caught.value)
+    row = read_json(tmp_path / "row.json")
+    assert row["error"] == "no kernel in run"
+    assert row["traceback"][-2:] == ["RuntimeError: no kernel", f"in {tmp_path}/run"]
+    assert any("raise RuntimeError" in line for line in row["traceback"])
+    train_step_child.write_error(tmp_path, ValueError("of another process, later"))
+    assert read_json(tmp_path / "row.json") == row
+    text = table({"machine": H200, "seconds": 9.0, "rows": [{**TINY.settings(), **row}]})
+    assert "no kernel in run" in text and "raise" not in text
+    assert train_step_child.last_lines([*map(str, range(40)), " ", "x" * 999]) == [*map(str, range(26, 40)), "x" * 300]
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
