@@ -799,6 +799,17 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden.mul_(grad_total), grad_weight, None, None
 
 
+def loss_alone(
+    hidden_states: torch.Tensor, table: torch.Tensor, labels: torch.Tensor, rows: int
+) -> torch.Tensor:  # of (N, D), (V, D), (N,)
+    """Summed cross entropy by the kernel of training, for an evaluation on a GPU."""
+    total = torch.zeros((), dtype=torch.float, device=table.device)
+    for chunk, targets in zip(hidden_states.split(rows), labels[:, None].split(rows), strict=True):
+        valid = targets != -100
+        total += compiled(log_sums_and_loss)(chunk @ table.t(), targets.where(valid, 0), valid)[1]
+    return total
+
+
 def usable_memory(device: torch.device) -> float:
     """Bytes of a GPU that this process may take."""
     share = torch.cuda.get_per_process_memory_fraction(device)
@@ -959,13 +970,13 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
     def _summed_loss(self, hidden_states: torch.Tensor, labels: torch.Tensor, implementation: str) -> torch.Tensor:
         """Cross entropy of (N, D) against (N,), added up, without holding (N, V)."""
         rows = self._chunk_rows()
-        if torch.is_grad_enabled():
+        if isinstance(self.lm_head, IngotHead):
             make = partial(self._loss_of_weight, labels=labels, rows=rows, implementation=implementation)
-            total = self.lm_head(hidden_states, make) if isinstance(self.lm_head, IngotHead) else None
+            total = self.lm_head(hidden_states, make)
             if total is not None:
                 return total
-            if implementation == "fused":
-                raise ValueError("loss_implementation 'fused' needs torch 2.13 and a plain lm_head: choose 'chunked'")
+        if implementation == "fused" and torch.is_grad_enabled():
+            raise ValueError("loss_implementation 'fused' needs torch 2.13 and a plain lm_head: choose 'chunked'")
         return checkpointed_cross_entropy(self._logits, hidden_states, labels, rows)
 
     def _loss_of_weight(
@@ -973,12 +984,15 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
     ) -> torch.Tensor | None:
         """The same from the head's weight; None where it is in parts, so that the head has to be called."""
         whole = type(weight) is nn.Parameter and len(weight) == self.config.vocab_size
-        if not whole or (implementation == "fused" and not FUSED_AVAILABLE):
+        trains, kernels = torch.is_grad_enabled(), makes_kernels(weight.device)
+        if not whole or (implementation == "fused" and not FUSED_AVAILABLE) or not (trains or kernels):
             return None
         if self.config.logit_scale != 1.0:
             hidden_states = hidden_states * self.config.logit_scale
         dtype = compute_dtype(hidden_states)  # neither of the two is an operator that autocast casts for
         hidden_states = hidden_states.to(dtype)
+        if not trains:
+            return loss_alone(hidden_states, weight.to(dtype), labels, rows)
         if implementation == "chunked":
             return self.chunked_cross_entropy.apply(hidden_states, weight, labels, rows)
         options = nn.LinearCrossEntropyOptions()

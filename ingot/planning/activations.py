@@ -28,7 +28,9 @@ def layer_bytes(architecture: Architecture, layer: Layer, setup: TrainingSetup, 
     upstream = architecture.model_type != "ingot"
     if upstream:  # unfused norms keep their product too
         streams += 2 * tokens * 4 * width
-    saved = streams + _inputs(architecture, layer, setup, formats) + _attention(layer, setup, formats, upstream)
+    masked = takes_mask(architecture, layer, setup)
+    saved = streams + _inputs(architecture, layer, setup, formats)
+    saved += _attention(layer, setup, formats, upstream, masked)
     trained = trained_parameters(layer, setup)
     down = [m for m in layer.matrices if m.part in ("feed_forward", "experts")][-1]
     last_gradient = formats.gradient * trained_values(down, setup)
@@ -39,6 +41,12 @@ def layer_bytes(architecture: Architecture, layer: Layer, setup: TrainingSetup, 
         gradients=formats.gradient * trained,
         backward=_feed_forward_backward(layer, setup, formats) + tokens * formats.residual * width + last_gradient,
     )
+
+
+def takes_mask(architecture: Architecture, layer: Layer, setup: TrainingSetup) -> bool:
+    """Whether attention needs a mask: for windows, and for packed documents where no kernel is told their begins."""
+    told = architecture.model_type == "ingot" and setup.precision != "fp32"
+    return not told if setup.packed else layer.window is not None
 
 
 def trained_parameters(layer: Layer, setup: TrainingSetup) -> int:
@@ -71,14 +79,14 @@ def _inputs(architecture: Architecture, layer: Layer, setup: TrainingSetup, form
     if architecture.model_type != "ingot" and formats.copies:  # autocast casts for each product anew
         return formats.compute * tokens * width * (5 if layer.gated else 4)
     attended = layer.num_heads * layer.v_head_dim
+    normed = 0 if setup.compiled and setup.precision == "fp8" else 2 * width  # made again from the norms' inputs
     inner = {m.inputs for m in layer.matrices if m.part == "attention"} - {width, attended}
-    return formats.compute * tokens * (2 * width + sum(inner))
+    return formats.compute * tokens * (normed + sum(inner))
 
 
-def _attention(layer: Layer, setup: TrainingSetup, formats: Formats, upstream: bool) -> int:
+def _attention(layer: Layer, setup: TrainingSetup, formats: Formats, upstream: bool, masked: bool) -> int:
     """Norms of queries and keys; queries, keys, values and result of the kernel; the mask as a bias on the scores."""
     tokens, heads, groups = setup.tokens, layer.num_heads, layer.num_key_value_heads
-    masked = setup.packed or layer.window is not None
     key_heads = heads if masked or formats.compute == 4 else groups  # masked keys and values are repeated
     kernel = heads * (layer.qk_head_dim + layer.v_head_dim) + key_heads * (layer.qk_head_dim + layer.v_head_dim)
     total = tokens * (formats.compute * kernel + 4 * heads)
@@ -90,12 +98,18 @@ def _attention(layer: Layer, setup: TrainingSetup, formats: Formats, upstream: b
 
 
 def _feed_forward(layer: Layer, setup: TrainingSetup, formats: Formats) -> int:
-    """What activation, gate and product keep; of a mixture also the tokens as sorted by expert, in and out."""
+    """What activation, gate and product keep; of a mixture also the tokens as sorted by expert, in and out.
+
+    A compiled layer makes the activation again, and for float8 its product with the gate.
+    """
     tokens, total = setup.tokens, 0
+    kept = 4 if layer.gated else 2
+    if setup.compiled:
+        kept -= layer.gated + (setup.precision == "fp8")
     for part in ("feed_forward", "shared_experts"):
         inner = [m for m in layer.matrices if m.part == part]
         if inner:
-            total += formats.compute * tokens * (4 if layer.gated else 2) * inner[-1].inputs
+            total += formats.compute * tokens * kept * inner[-1].inputs
             total += formats.compute * tokens * inner[-1].outputs * (part == "shared_experts")  # behind its own gate
     if layer.kind == "moe":
         rows = tokens * layer.experts_per_token

@@ -143,6 +143,7 @@ def _describe(candidate: Candidate, words: Any, machine: Machine, hours: float |
     setup = TrainingSetup(
         micro_batch=words.micro_batch, seq_length=words.seq_length, strategy=machine.strategy,
         num_gpus=machine.num_gpus, optimizer=words.optimizer, gradient_checkpointing=words.gradient_checkpointing,
+        compiled=True,
     )  # fmt: skip
     total = machine.gpu.memory_bytes if machine.gpu else None
     estimate = estimate_memory(candidate.architecture, setup, total_memory=total)

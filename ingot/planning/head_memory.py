@@ -1,22 +1,23 @@
 """Bytes of the head and its loss, and of an evaluation. N tokens, D hidden width, V vocabulary."""
 
+import math
+
 from ingot.planning.architecture import Architecture
 from ingot.planning.setups import Formats, TrainingSetup
 
-CHUNK_SHARE = 64  # the head's loss takes 1/64 of the GPU's memory for a chunk of float32 logits
+CHUNK_SHARE = 48  # the head's loss takes 1/48 of the GPU's memory for a chunk of logits of two bytes
 MIN_CHUNK_ROWS = 128
 DPO_LOGITS = 2**28  # the most logits that a DPO step holds; beyond, TRL's head makes them in tiles
 
 
 def chunk_rows(architecture: Architecture, total_memory: int) -> int:
-    """Tokens whose logits the head makes at a time on a GPU of so many bytes (IngotForCausalLM)."""
-    return max(MIN_CHUNK_ROWS, total_memory // CHUNK_SHARE // (4 * architecture.vocab_size))
+    """Tokens whose logits the head makes at a time on a GPU of so many bytes (IngotForCausalLM): a power of two."""
+    rows = total_memory // CHUNK_SHARE // (2 * architecture.vocab_size)
+    return 2 ** int(math.log2(max(MIN_CHUNK_ROWS, rows)))
 
 
-def is_plain(architecture: Architecture, setup: TrainingSetup, total_memory: int) -> bool:
+def is_plain(setup: TrainingSetup) -> bool:
     """Whether all logits of a forward pass are held at once."""
-    if setup.loss_implementation == "auto":
-        return setup.tokens <= chunk_rows(architecture, total_memory)
     return setup.loss_implementation == "plain"
 
 
@@ -32,39 +33,26 @@ def loss_forward(
     if setup.stage == "dpo":
         logits = min(tokens * vocabulary, DPO_LOGITS)
         return {"logits": (formats.compute + 12) * logits, "weight_copies": head_copy, "temporary": out}
-    if is_plain(architecture, setup, total_memory):
+    if is_plain(setup):
         logits = (8 + formats.compute % 4) * tokens * vocabulary
         return {"logits": logits, "weight_copies": head_copy, "temporary": out}
     rows = min(tokens, chunk_rows(architecture, total_memory))
-    chunk = _chunk(rows, min(rows, tokens - rows), formats.compute) * vocabulary
-    gradient_of_weight = (4 * table) if setup.adapter == "none" else 0
-    after = (4 + formats.compute % 4) * rows * vocabulary + formats.compute * table
+    cast = 2 if setup.precision == "fp8" else 0  # probabilities, across too
     return {
-        "logits": max(chunk, after),
+        "logits": (formats.compute + cast) * rows * vocabulary,
         "weight_copies": head_copy,
-        "gradients": gradient_of_weight,
+        "gradients": (4 * table) if setup.adapter == "none" else 0,
         "temporary": out + 2 * formats.compute * hidden,
     }
 
 
-def _chunk(rows: int, next_rows: int, compute: int) -> int:
-    """Bytes per vocabulary entry of two chunks in a row: the earlier one's last tensors are still held.
-
-    Of a chunk there are logits, then float32 logits and their log-softmax; in the end the log-softmax and the gradient
-    in the products' format (one tensor when that is float32).
-    """
-    return max(8 * rows, (4 + compute % 4) * rows + 8 * next_rows)
-
-
-def loss_backward(
-    architecture: Architecture, setup: TrainingSetup, formats: Formats, total_memory: int
-) -> dict[str, int]:
+def loss_backward(architecture: Architecture, setup: TrainingSetup, formats: Formats) -> dict[str, int]:
     """Bytes by part when backward begins: log-softmax and two gradients of all logits; with chunks none are left."""
     logits = setup.tokens * architecture.vocab_size
     head_copy = formats.head_copy * architecture.input_embedding
     if setup.stage == "dpo":
         return {"logits": 12 * min(logits, DPO_LOGITS), "weight_copies": head_copy}
-    if is_plain(architecture, setup, total_memory):
+    if is_plain(setup):
         hidden = formats.compute * setup.tokens * architecture.hidden_size
         return {"logits": 12 * logits, "weight_copies": head_copy, "temporary": hidden}
     return {}
@@ -75,8 +63,7 @@ def evaluation_bytes(architecture: Architecture, setup: TrainingSetup, formats: 
     tokens = setup.eval_micro_batch * setup.seq_length
     width, widest = architecture.hidden_size, max(layer.ffn_width for layer in architecture.layers)
     inside = tokens * (2 * formats.residual * width + formats.norm * width + formats.compute * (width + 3 * widest))
-    rows = chunk_rows(architecture, total_memory)
-    plain = setup.loss_implementation == "plain" or (setup.loss_implementation == "auto" and tokens <= rows)
-    logits = (8 + formats.compute % 4) * tokens if plain else 8 * min(tokens, rows)
+    rows = min(tokens, chunk_rows(architecture, total_memory))
+    logits = (8 + formats.compute % 4) * tokens if is_plain(setup) else formats.compute * rows
     head = tokens * formats.residual * width + logits * architecture.vocab_size
     return max(inside, head + formats.head_copy * architecture.input_embedding)

@@ -8,7 +8,7 @@ layer and of the token table, the optimizer's step, an evaluation) and adds up w
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ingot.planning.activations import LayerBytes, layer_bytes, takes_adapter
+from ingot.planning.activations import LayerBytes, layer_bytes, takes_adapter, takes_mask
 from ingot.planning.architecture import Architecture
 from ingot.planning.head_memory import evaluation_bytes, loss_backward, loss_forward
 from ingot.planning.setups import Formats, TrainingSetup, formats_of
@@ -55,7 +55,7 @@ def estimate_memory(
     total_memory: bytes of the GPU; 80 GiB when not given.
     """
     total_memory = total_memory or DEFAULT_TOTAL_MEMORY
-    formats = formats_of(setup)
+    formats = formats_of(setup, architecture.model_type == "ingot")
     layers = [layer_bytes(architecture, layer, setup, formats) for layer in architecture.layers]
     kept = kept_bytes(architecture, setup, formats)
     moments = {
@@ -101,7 +101,8 @@ def _while_running(architecture: Architecture, setup: TrainingSetup, kept: Kept)
     The batches of the step, the mask of one and the angles of the positions are counted with the activations.
     """
     ids = 8 * setup.tokens * (3 * setup.accumulation + 1)
-    mask = setup.rows * setup.seq_length**2 if setup.packed else 0
+    masked = any(takes_mask(architecture, layer, setup) for layer in architecture.layers)
+    mask = setup.rows * setup.seq_length**2 if setup.packed and masked else 0
     angles = 2 * formats_of(setup).compute * setup.tokens * architecture.layers[0].qk_head_dim
     return Counter(
         activations=ids + mask + angles,
@@ -141,7 +142,7 @@ def _loss_moments(
     cached = sum(layer.cached_copies for layer in layers) if setup.adapter == "none" else 0
     in_forward = cached if setup.gradient_checkpointing else copies
     forward = Counter(loss_forward(architecture, setup, formats, total_memory))
-    backward = Counter(loss_backward(architecture, setup, formats, total_memory))
+    backward = Counter(loss_backward(architecture, setup, formats))
     return {
         "loss": saved + forward + Counter(weight_copies=in_forward),
         "loss backward": saved + backward + Counter(weight_copies=in_backward),

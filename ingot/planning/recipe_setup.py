@@ -37,6 +37,7 @@ def _pretrain(recipe: Any, strategy: Strategy, num_gpus: int) -> TrainingSetup:
         strategy=strategy,
         num_gpus=num_gpus,
         precision=_precision(training, recipe.run),
+        compiled=bool(training.get("torch_compile", True)),  # unless the run is short
         optimizer=recipe.run.optimizer or training.get("optim", "adamw_torch_fused"),
         gradient_checkpointing=_checkpointing(training, False),
         gradient_accumulation_steps=int(training.get("gradient_accumulation_steps", 1)),

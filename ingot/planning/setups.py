@@ -19,7 +19,8 @@ class TrainingSetup:
     """A training run's settings that decide over memory. Raises: InputError when they cannot be.
 
     micro_batch: blocks (for DPO: pairs) of one forward pass on one GPU; global_batch_size: those of an optimizer step
-    on all GPUs, which then decides over accumulation; packed: blocks hold several documents, which takes a mask;
+    on all GPUs, which then decides over accumulation; packed: blocks hold several documents, which takes a mask where
+    the flash kernel is not to be had; compiled: the layers are, as in every run of some length;
     reference_model: DPO's second model is in memory; weights_in_bf16: they are loaded so (DeepSpeed makes them so
     anyway); eval_micro_batch: 0 when nothing is evaluated.
     """
@@ -34,6 +35,7 @@ class TrainingSetup:
     gradient_accumulation_steps: int = 1
     global_batch_size: int | None = None
     packed: bool = True
+    compiled: bool = False
     loss_implementation: LossImplementation = "auto"
     adapter: Adapter = "none"
     rank: int = 16
@@ -116,19 +118,20 @@ class Formats:
     master: int  # DeepSpeed's own copy of the weights; 0 without one
 
 
-def formats_of(setup: TrainingSetup) -> Formats:
-    """The formats of a setup.
+def formats_of(setup: TrainingSetup, own: bool = True) -> Formats:
+    """The formats of a setup; own: for Ingot's model.
 
-    Autocast (bf16 on one GPU or under DDP) keeps weights and the residual stream in float32, copies weights for the
-    products and runs norms in float32; those of queries and keys thus keep float32 copies. fp8 (torchao) casts a
-    layer's weights on the fly. FSDP2 gathers bfloat16 weights, under autocast. DeepSpeed has all in bfloat16.
+    Autocast (bf16 on one GPU or under DDP) keeps weights in float32 and copies them for the products. Ingot's model
+    then has the residual stream and what norms keep in bfloat16, models of transformers in float32. fp8 casts a
+    layer's weights on the fly, and the head's twice. FSDP2 gathers bfloat16 weights. DeepSpeed has all in bfloat16.
     """
+    norm = 2 if own else 4
     if setup.precision == "fp32":
         return Formats(4, 4, 4, 4, 4, 0, 0, 4 if setup.deepspeed else 0)
     if setup.deepspeed:
         return Formats(2, 2, 2, 2, 2, 0, 0, 4)
     if setup.strategy == "fsdp2":
-        return Formats(4, 4, 2, 4, 2, 0, 0, 0)
+        return Formats(4, 4, 2, norm, 2, 0, 0, 0)
     if setup.weights_in_bf16:
-        return Formats(2, 2, 2, 4, 2, 0, 0, 0)
-    return Formats(4, 4, 2, 4, 4, 0 if setup.precision == "fp8" else 2, 2, 0)
+        return Formats(2, 2, 2, norm, 2, 0, 0, 0)
+    return Formats(4, 4, 2, norm, norm, 0 if setup.precision == "fp8" else 2, 2, 0)

@@ -175,6 +175,7 @@ def settings(wish: Wish, share: int) -> Iterator[TrainingSetup]:
                     micro_batch=micro, seq_length=wish.seq_length, strategy=strategy,  # type: ignore[arg-type]
                     num_gpus=wish.machine.num_gpus, optimizer=optimizer, gradient_checkpointing=checkpointing,
                     gradient_accumulation_steps=max(1, round(share / micro)), eval_micro_batch=micro,
+                    compiled=True,
                 )  # fmt: skip
 
 

@@ -64,7 +64,10 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
     folder = run.path
     asked, training = take_keys(training)
     arguments, blocks = training_arguments(recipe, folder, training)
-    predicted = predict(recipe, model_config(recipe), arguments, blocks * recipe.data.seq_length)
+    config, tokens = model_config(recipe), blocks * recipe.data.seq_length
+    flops = training_flops_per_token(architecture_of_config(config), recipe.data.seq_length)
+    compiling = decide(asked, arguments.device, flops * tokens / num_processes())
+    predicted = predict(recipe, config, arguments, tokens, compiling.wanted)
     tokenizer = load_tokenizer(recipe.model.tokenizer)
     data = RunData(recipe.data, arguments.seed, blocks, arguments.max_steps)
     set_seed(arguments.seed)
@@ -72,8 +75,6 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
     if recipe.run.fp8:
         refuse_split_float8(arguments)
         train_in_float8(model, head=recipe.run.fp8 != "layers")
-    flops = training_flops_per_token(architecture_of_config(model.config), recipe.data.seq_length)
-    compiling = decide(asked, arguments.device, flops * blocks * recipe.data.seq_length / num_processes())
     compile_layers(model, compiling)
     check_prompts(recipe, tokenizer, model.config.max_position_embeddings)
     trainer = PretrainTrainer(
