@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Condition
 from typing import Any
@@ -110,9 +111,10 @@ def _simulate_all(cases: Sequence[Case], total_memory: int) -> list[dict[str, An
 
     rows = []
     for case in cases:
-        if problem := _missing(case):
+        if problem := _missing(case) or ("fp8 cannot be simulated" if case.fp8 else None):
             rows.append({"case": case.name, "error": problem})
             continue
+        case = replace(case, compiled=False)  # fake tensors cannot be compiled for a GPU
         estimate = _estimate(case, total_memory)
         peak = simulate(case, total_memory)["peak_bytes"]
         rows.append(_row(case, estimate, estimate.peak_bytes - WORKSPACES, peak))

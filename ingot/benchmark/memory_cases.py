@@ -8,11 +8,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
+from ingot.data.assembly import Block, collate
 from ingot.planning.setups import LossImplementation, TrainingSetup
 from ingot.recipe_yaml import read_yaml
+from ingot.training.compiling import Compiling, compile_layers
+from ingot.training.float8 import train_in_float8
 from ingot.training.pretrain_loop import optimizer_for
 from ingot.training.pretrain_trainer import PretrainTrainer
 from modeling import IngotConfig, IngotForCausalLM
@@ -32,7 +35,9 @@ class Case:
     gradient_checkpointing: bool = False
     bf16: bool = True
     loss_implementation: LossImplementation = "auto"
-    packed: bool = True  # several documents in a block: attention needs a mask
+    packed: bool = True  # several documents in a block: in float32 attention needs a mask
+    compiled: bool = True  # on a GPU, as in every run of some length; what is simulated is not
+    fp8: bool = False
     gradient_accumulation_steps: int = 1
     values: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of IngotConfig
 
@@ -43,6 +48,8 @@ class Case:
         parts += [] if self.loss_implementation == "auto" else [f"{self.loss_implementation} loss"]
         parts += ["checkpointing"] if self.gradient_checkpointing else []
         parts += [] if self.bf16 else ["float32"]
+        parts += ["fp8"] if self.fp8 else []
+        parts += [] if self.compiled else ["not compiled"]
         parts += [] if self.packed else ["one document a block"]
         parts += [f"{self.gradient_accumulation_steps} micro-batches"] if self.gradient_accumulation_steps > 1 else []
         return ", ".join(parts)
@@ -61,7 +68,8 @@ class Case:
         return TrainingSetup(
             micro_batch=self.micro_batch,
             seq_length=self.seq_length,
-            precision="bf16" if self.bf16 else "fp32",
+            precision="fp8" if self.fp8 else "bf16" if self.bf16 else "fp32",
+            compiled=self.compiled,
             optimizer=self.optimizer,
             gradient_checkpointing=self.gradient_checkpointing,
             loss_implementation=self.loss_implementation,
@@ -85,6 +93,9 @@ CASES = (
     Case("1b8", 1, 2048, "adamw_torch"),
     Case("1b8", 4, 2048),
     Case("1b8", 8, 2048, loss_implementation="chunked"),
+    Case("1b8", 8, 2048, packed=False, compiled=False),
+    Case("1b8", 24, 2048),
+    Case("1b8", 24, 2048, fp8=True),
     Case("1b8", 16, 2048, gradient_checkpointing=True),
     Case("1b8", 8, 2048, "muon", gradient_checkpointing=True),
     Case("moe-small", 8, 1024),
@@ -92,7 +103,7 @@ CASES = (
 )
 
 
-class RandomBlocks(Dataset[dict[str, torch.Tensor]]):
+class RandomBlocks(Dataset[Block]):
     """Blocks of random tokens, shaped as pretraining's; a packed one holds documents of equal length."""
 
     def __init__(self, case: Case, num_blocks: int, rows: int) -> None:
@@ -101,15 +112,16 @@ class RandomBlocks(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return self.num_blocks
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> Block:
         length = self.case.seq_length
         ids = torch.randint(self.rows, (length,), generator=torch.Generator().manual_seed(index))
         document = length // DOCUMENTS if self.case.packed else length
-        return {"input_ids": ids, "labels": ids.clone(), "position_ids": torch.arange(length) % document}
+        block = {"input_ids": ids, "labels": ids.clone(), "position_ids": torch.arange(length) % document}
+        return {name: values.numpy() for name, values in block.items()}
 
 
 def make_trainer(case: Case, output_dir: str, steps: int, use_cpu: bool) -> PretrainTrainer:
-    """Pretraining's own trainer for a case, on random tokens."""
+    """Pretraining's own trainer for a case, on random tokens; layers are compiled on a GPU."""
     optim = {} if case.optimizer == "muon" else {"optim": case.optimizer}
     values: dict[str, Any] = {
         "output_dir": os.fspath(output_dir), "max_steps": steps, "per_device_train_batch_size": case.micro_batch,
@@ -123,11 +135,14 @@ def make_trainer(case: Case, output_dir: str, steps: int, use_cpu: bool) -> Pret
     blocks = steps * case.micro_batch * case.gradient_accumulation_steps
     with torch.device(arguments.device):
         model = IngotForCausalLM(case.config)
+    if case.fp8:
+        train_in_float8(model)
+    compile_layers(model, Compiling(case.compiled and not use_cpu))
     return PretrainTrainer(
         model=model,
         args=arguments,
         train_dataset=cast(Any, RandomBlocks(case, blocks, case.config.vocab_size)),
-        data_collator=default_collate,
+        data_collator=collate,
         # `run` is all that it reads of a recipe
         optimizer_cls_and_kwargs=optimizer_for(cast(Any, SimpleNamespace(run=run)), arguments),
     )

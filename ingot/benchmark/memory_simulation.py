@@ -15,8 +15,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from ingot.benchmark.memory_cases import Case, make_trainer
+from ingot.benchmark.memory_cases import DOCUMENTS, Case, make_trainer
 from ingot.benchmark.tracking import LiveBytes
+from ingot.planning.architecture import architecture_of_config
+from ingot.planning.head_memory import chunk_rows
 from ingot.training import optim
 from ingot.training.pretrain_trainer import PretrainTrainer
 from modeling import modeling_ingot
@@ -39,11 +41,39 @@ class FusedRMSNorm(torch.autograd.Function):
 
 
 def _rms_norm(self: Any, states: torch.Tensor) -> torch.Tensor:
-    """IngotRMSNorm's CUDA branch; CUDA's autocast runs rms_norm in float32."""
-    weight = self.weight.to(states.dtype)
-    if torch.is_autocast_enabled("cpu"):
-        states, weight = states.float(), weight.float()
-    return FusedRMSNorm.apply(states, weight)
+    """IngotRMSNorm's CUDA branch."""
+    return FusedRMSNorm.apply(states, self.weight.to(states.dtype))
+
+
+class FlashVarlen(torch.autograd.Function):
+    """What torch's varlen kernel allocates and keeps: queries, keys, values (N, heads, width), result, log-sums."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Values are not computed."""
+        output, log_sums = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float)
+        ctx.save_for_backward(query, key, value, output, log_sums)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Gradients of the three."""
+        return tuple(torch.empty_like(states) for states in ctx.saved_tensors[:3])
+
+
+def _varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return FlashVarlen.apply(query, key, value)
+
+
+def _backend(self: Any, inputs_embeds: torch.Tensor, given: dict[str, Any]) -> str:
+    """IngotModel's choice on a GPU."""
+    starts, fast = given.get("cu_seq_lens_q"), modeling_ingot.compute_dtype(inputs_embeds) == torch.bfloat16
+    return "varlen" if fast and starts is not None and len(starts) > len(inputs_embeds) + 1 else "sdpa"
+
+
+def _loss_in_place(logits: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernels of the head's loss put the gradient in the place of the logits."""
+    return logits.new_empty((), dtype=torch.float), logits
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: Any = None, **_: Any) -> Any:
@@ -78,12 +108,22 @@ def as_on_cuda(packed: bool, total_memory: int) -> Iterator[None]:
         return torch.ones(batch, 1, tokens, tokens, dtype=torch.bool) if packed else None
 
     def rows(self: Any) -> int:
-        return max(modeling_ingot.MIN_CHUNK_ROWS, total_memory // 64 // (4 * self.config.vocab_size))
+        return chunk_rows(architecture_of_config(self.config), total_memory)
+
+    def loss(self: Any, num_tokens: int) -> str:
+        wanted = self.config.loss_implementation
+        return "chunked" if wanted == "auto" else wanted
 
     with contextlib.ExitStack() as patches:
         for target, name, value in (
             (modeling_ingot.IngotRMSNorm, "forward", _rms_norm),
             (modeling_ingot.IngotForCausalLM, "_chunk_rows", rows),
+            (modeling_ingot.IngotForCausalLM, "_loss_implementation", loss),
+            (modeling_ingot.IngotModel, "_backend", _backend),
+            (modeling_ingot, "FLASH_VARLEN", _varlen),
+            (modeling_ingot, "makes_kernels", lambda device: True),
+            (modeling_ingot, "loss_and_gradient_by_kernels", _loss_in_place),
+            (modeling_ingot, "add_product", lambda *_: None),  # in place
             (modeling_ingot, "create_causal_mask", mask),
             (modeling_ingot, "create_sliding_window_causal_mask", mask),
             (modeling_ingot, "prefers_eager", lambda *_: False),
@@ -128,14 +168,20 @@ def _prepare(trainer: PretrainTrainer, case: Case) -> Any:
     return model
 
 
+def _batch(case: Case) -> dict[str, Any]:
+    """What the collator makes of the case's blocks."""
+    shape = (case.micro_batch, case.seq_length)
+    documents = case.micro_batch * (DOCUMENTS if case.packed else 1)
+    size = 2 ** documents.bit_length() if case.packed else documents
+    bounds = torch.zeros(size + 1, dtype=torch.int32)
+    tokens = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "labels", "position_ids")}
+    return {**tokens, "cu_seq_lens_q": bounds, "max_length_q": case.seq_length}
+
+
 def _step(trainer: PretrainTrainer, model: Any, case: Case) -> None:
     """One optimizer step, as Trainer's loop takes it."""
     trainer.current_gradient_accumulation_steps = case.gradient_accumulation_steps
-    shape = (case.micro_batch, case.seq_length)
-    batches = [
-        {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "labels", "position_ids")}
-        for _ in range(case.gradient_accumulation_steps)
-    ]
+    batches = [_batch(case) for _ in range(case.gradient_accumulation_steps)]
     num_items = torch.tensor(case.micro_batch * case.seq_length)
     for inputs in batches:
         trainer.training_step(model, inputs, num_items)

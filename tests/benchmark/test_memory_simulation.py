@@ -24,7 +24,7 @@ EXPERTS = {**DENSE, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediat
 
 
 def case(values: dict[str, Any], micro_batch: int = 4, seq_length: int = 256, **changes: Any) -> Case:
-    return Case("small", micro_batch, seq_length, values=values, **changes)
+    return Case("small", micro_batch, seq_length, values=values, compiled=False, **changes)
 
 
 @pytest.mark.parametrize(
