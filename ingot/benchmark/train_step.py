@@ -74,6 +74,7 @@ def _parser() -> Parser:
     what = parser.add_argument_group("what is measured")
     what.add_argument("--recipe", action="append", help="recipe of pretrain, repeatable")
     what.add_argument("--micro-batches", type=counts, help="sequences on a GPU, such as 8,16,24; default: what fits")
+    what.add_argument("--accumulation", type=accumulation, default=1, help="micro-batches of a step, or: recipe")
     what.add_argument("--corpus", type=some_of(CORPORA), default=CORPORA, help="unpacked, documents or both (default)")
     what.add_argument("--precision", type=some_of(PRECISIONS), help="bf16,fp8,fp32; default: bf16, on a GPU fp8 too")
     what.add_argument("--strategy", type=words, help="files of accelerate_configs/, such as ddp,zero1,fsdp2")
@@ -114,6 +115,11 @@ def counts(text: str) -> tuple[int, ...]:
     return found
 
 
+def accumulation(text: str) -> int | str:
+    """A number of micro-batches, or `recipe`: as many as its batch takes."""
+    return text if text == "recipe" else count(text)
+
+
 def some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
     """A type for argparse: some of these words, with commas."""
 
@@ -140,7 +146,7 @@ def planned(asked: argparse.Namespace, machine: Row) -> Iterator[Ladder]:
     if asked.memory_limit_gb is not None and room is not None:
         room = min(room, int(asked.memory_limit_gb * GB))
     for recipe in asked.recipe or [standard_recipe(room)]:
-        for strategy in _strategies(asked.strategy, processes):
+        for strategy in _strategies(asked.strategy, processes, machine["num_gpus"] > 0):
             for seq_length in asked.seq_length:
                 base = _base(asked, room is not None)
                 named = replace(base, recipe=str(Path(recipe).resolve()), strategy=strategy, seq_length=seq_length)
@@ -155,6 +161,7 @@ def _base(asked: argparse.Namespace, on_gpu: bool) -> Case:
         recipe="",
         runner="ingot",
         micro_batch=1,
+        accumulation=asked.accumulation,
         gradient_checkpointing=asked.gradient_checkpointing,
         steps=asked.steps or (15 if on_gpu else 4),
         warmup_steps=asked.warmup_steps or (5 if on_gpu else 2),
@@ -176,16 +183,20 @@ def _of(base: Case, asked: argparse.Namespace, room: int | None) -> Iterator[Lad
     )
 
 
-def _strategies(given: tuple[str, ...] | None, processes: int) -> tuple[str, ...]:
-    """Raises: InputError for a name that is no file, or does not go with the number of processes."""
+def _strategies(given: tuple[str, ...] | None, processes: int, on_gpu: bool) -> tuple[str, ...]:
+    """Raises: InputError for a name that is no file, or does not go with the number of processes.
+
+    A strategy for several GPUs can be tried on one.
+    """
     known = sorted(path.stem for path in (ROOT / "accelerate_configs").glob("*.yaml"))
     alone = ("single", "single_gpu", "cpu")
     for name in given or ():
         if name not in known and name != "single":
             raise InputError(f"--strategy: '{name}' is not known; there are single, {', '.join(known)}")
-        if (name in alone) != (processes == 1):
-            way = "give --num-processes 1" if name in alone else "it is for several processes, see --num-processes"
-            raise InputError(f"--strategy: {name} with {processes} processes; {way}")
+        if name in alone and processes > 1:
+            raise InputError(f"--strategy: {name} with {processes} processes; give --num-processes 1")
+        if name not in alone and processes == 1 and not on_gpu:
+            raise InputError(f"--strategy: {name} with one process on a CPU; give it more with --num-processes")
     if given is None:
         return ("single",) if processes == 1 else ("zero1", "fsdp2")
     return tuple("single" if name in alone else name for name in given)

@@ -17,8 +17,9 @@ VARIANTS = ("plain", "liger", "compile")
 # keys of a recipe that the benchmark sets itself, each with the option that does
 OWN = {
     "run.dir": None, "run.sample_prompts": None, "model.tokenizer": None, "data.shards": None, "data.mixture": None,
-    "run.global_batch_size": "--micro-batches", "training.per_device_train_batch_size": "--micro-batches",
-    "training.max_steps": "--steps", "training.logging_steps": "--steps", "data.seq_length": "--seq-length",
+    "run.global_batch_size": "--accumulation", "training.gradient_accumulation_steps": "--accumulation",
+    "training.per_device_train_batch_size": "--micro-batches", "training.max_steps": "--steps",
+    "training.logging_steps": "--steps", "data.seq_length": "--seq-length",
     "training.bf16": "--precision", "run.fp8": "--precision",
 }  # fmt: skip
 # what a recipe may say of a whole run, and a few steps have no use for
@@ -35,8 +36,9 @@ EXPERT_KEYS = ("num_experts_per_tok", "moe_intermediate_size", "router_aux_loss_
 class Case:
     """One run of a few steps: Ingot's stage, or the stock Trainer on a model of the same shape.
 
-    seq_length: tokens of a block, None for the recipe's; variant: how the stock Trainer is run; memory_limit: bytes
-    that torch's allocator may take; overrides: `--a.b=c` for the recipe.
+    seq_length: tokens of a block, None for the recipe's; variant: how the stock Trainer is run; accumulation:
+    micro-batches of a step, or as many as the recipe's batch takes; memory_limit: bytes that torch's allocator may
+    take; overrides: `--a.b=c` for the recipe.
     """
 
     recipe: str
@@ -47,6 +49,7 @@ class Case:
     variant: str = ""
     strategy: str = "single"
     num_processes: int = 1
+    accumulation: int | Literal["recipe"] = 1
     seq_length: int | None = None
     gradient_checkpointing: bool = False
     twin: bool = False  # the dense model of as many active parameters, in place of experts
@@ -70,6 +73,7 @@ class Case:
         parts += [] if self.corpus == "unpacked" else [self.corpus]
         parts += [] if self.seq_length is None else [f"{self.seq_length} tokens"]
         parts += ["checkpointing"] if self.gradient_checkpointing else []
+        parts += [] if self.accumulation == 1 else [f"accumulation {self.accumulation}"]
         parts += [] if self.memory_limit is None else [f"in {self.memory_limit / 1e9:g} GB"]
         parts += [] if self.strategy == "single" else [f"{self.strategy} x {self.num_processes}"]
         return ", ".join(parts)
@@ -128,7 +132,7 @@ def recipe_tree(case: Case, corpus: Path, run_dir: Path) -> dict[str, Any]:
     if case.seq_length is not None:
         data["seq_length"] = model["max_position_embeddings"] = case.seq_length
     run = {key: value for key, value in tree["run"].items() if key != "sample_prompts"}
-    run |= {"dir": str(run_dir), "global_batch_size": case.micro_batch * case.num_processes}
+    run |= {"dir": str(run_dir), "global_batch_size": global_batch_size(case)}
     run |= {"fp8": True} if case.precision == "fp8" else {}
     return {**tree, "model": model, "data": data, "training": training, "run": run}
 
@@ -153,6 +157,37 @@ def dense_twin(model: dict[str, Any]) -> dict[str, Any]:
 def seq_length_of(case: Case) -> int:
     """Tokens of a block."""
     return case.seq_length or int(base_tree(case)["data"]["seq_length"])
+
+
+def global_batch_size(case: Case) -> int:
+    """Sequences of a step, over all processes.
+
+    Raises: InputError when micro-batches of this size do not add up to the recipe's.
+    """
+    together = case.micro_batch * case.num_processes
+    if case.accumulation != "recipe":
+        return together * case.accumulation
+    wanted = own_batch(case)
+    if wanted is None:
+        return together * int(base_tree(case)["training"].get("gradient_accumulation_steps", 1))
+    if wanted % together:
+        raise InputError(
+            f"--accumulation recipe: {together} sequences at a time do not make the {wanted} of a step; "
+            "give other --micro-batches, or a number"
+        )
+    return wanted
+
+
+def makes_a_step(case: Case) -> bool:
+    """Whether micro-batches of this size add up to a step."""
+    wanted = own_batch(case) if case.accumulation == "recipe" else None
+    return wanted is None or wanted % (case.micro_batch * case.num_processes) == 0
+
+
+def own_batch(case: Case) -> int | None:
+    """The recipe's sequences of a step, where it says."""
+    wanted = base_tree(case)["run"].get("global_batch_size")
+    return None if wanted is None else int(wanted)
 
 
 def own_micro_batch(case: Case) -> int:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from unittest import mock
 
 import psutil
@@ -98,6 +98,7 @@ class Trained(NamedTuple):
 
     shape: Any  # IngotConfig
     seq_length: int
+    tokens_per_step: int  # over all processes
     optimizer: str
     trainer: Any
 
@@ -149,7 +150,9 @@ def run_ingot(case: Case, folder: Path) -> Trained:
     with mock.patch.object(stage, "conclude", conclude), mock.patch.object(stage, "build_model", build):
         run(recipe)
     optimizer = recipe.run.optimizer or str(getattr(kept[0].args.optim, "value", kept[0].args.optim))
-    return Trained(stage.model_config(recipe), recipe.data.seq_length, optimizer, kept[0])
+    length = recipe.data.seq_length
+    tokens = cast(int, recipe.run.global_batch_size) * length
+    return Trained(stage.model_config(recipe), length, tokens, optimizer, kept[0])
 
 
 def on_device(build: Callable[..., Any], case: Case) -> Callable[..., Any]:
@@ -195,7 +198,7 @@ def speed(case: Case, run_dir: Path, trained: Trained, seconds: float) -> dict[s
     from ingot.planning.hardware import mfu
     from ingot.training.callbacks import METRICS, read_metrics
 
-    tokens = case.micro_batch * trained.seq_length * num_processes()
+    tokens = trained.tokens_per_step
     lines = [line for line in read_metrics(run_dir / METRICS) if "loss" in line]
     events = [(line["step"], line["tokens_per_second"]) for line in lines]
     assert [step for step, _ in events][-1:] == [case.warmup_steps + case.steps], events

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ingot.benchmark.train_step_cases import ROOT, Case, own_micro_batch, recipe_tree
+from ingot.benchmark.train_step_cases import ROOT, Case, makes_a_step, own_micro_batch, recipe_tree
 from ingot.recipe import build_recipe
 
 FLAGSHIP, QUICK = "1b8", "quickstart"
@@ -32,8 +32,8 @@ def fitting_micro_batches(case: Case, own: int, memory: int | None) -> tuple[int
     """
     if memory is None:
         return (own,)
-    sizes = [times * own for times in TIMES]
-    fitting = [size for size in sizes if size_and_peak(replace(case, micro_batch=size), memory)[1] <= memory]
+    cases = [replace(case, micro_batch=times * own) for times in TIMES]
+    fitting = [c.micro_batch for c in cases if makes_a_step(c) and size_and_peak(c, memory)[1] <= memory]
     return tuple(fitting[-FEW:]) or (own,)
 
 

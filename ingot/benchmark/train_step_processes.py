@@ -109,7 +109,7 @@ class Workshop:
 
     def _start(self, case: Case, folder: Path) -> Started:
         environment = environment_of(case.num_processes)
-        if case.num_processes > 1:
+        if case.strategy != "single":
             return Started(launch(case, folder), folder / LOG, environment)
         ready = self.spare or self._waiting(environment)
         self.spare = None
@@ -134,7 +134,7 @@ class Workshop:
 
 
 def launch(case: Case, folder: Path) -> list[str]:
-    """The words that start a case in several processes, after `python`."""
+    """The words that start a case under a strategy, after `python`."""
     config = ROOT / "accelerate_configs" / f"{case.strategy}.yaml"
     how = ["--config_file", str(config), "--num_processes", str(case.num_processes)]
     how += ["--main_process_port", str(free_port())]

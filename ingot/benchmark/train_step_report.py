@@ -53,7 +53,7 @@ def _line(row: Row, baseline: Row | None) -> str:
 
 def _baseline(row: Row, rows: Sequence[Row]) -> Row | None:
     """The fastest stock row of the same model, length and strategy."""
-    same = ("recipe", "twin", "seq_length", "gradient_checkpointing", "strategy", "num_processes")
+    same = ("recipe", "twin", "seq_length", "gradient_checkpointing", "strategy", "num_processes", "accumulation")
     stock = [r for r in rows if r["runner"] == "stock" and RATE in r and all(r[key] == row[key] for key in same)]
     return max(stock, key=lambda r: float(r[RATE]), default=None)
 
@@ -87,6 +87,7 @@ def documents(rows: Sequence[Row]) -> Iterator[str]:
 def _other(row: Row, rows: Sequence[Row], **changed: Any) -> Row | None:
     """The measured row that differs from this one, itself measured, in these settings alone."""
     same = ("recipe", "runner", "corpus", "precision", "variant", "strategy", "num_processes", "seq_length", "twin")
+    same += ("accumulation",)
     wanted = {**{key: row[key] for key in same}, **changed}
     found = [r for r in rows if RATE in row and RATE in r and all(r[key] == wanted[key] for key in same)]
     return found[0] if found else None

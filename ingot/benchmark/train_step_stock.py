@@ -74,10 +74,12 @@ def run_stock(case: Case, folder: Path) -> Trained:
     shape, given = model_config(recipe), recipe.training.upstream_values()
     values = prepare_launch({key: given[key] for key in KEPT if key in given})
     steps, length = case.warmup_steps + case.steps, recipe.data.seq_length
+    batch = cast(int, recipe.run.global_batch_size)
     arguments = TrainingArguments(
         **{
             **values, "output_dir": str(folder / RUN), "max_steps": steps, "logging_steps": case.logging_steps,
             "per_device_train_batch_size": case.micro_batch, "lr_scheduler_type": "constant",
+            "gradient_accumulation_steps": batch // (case.micro_batch * num_processes()),
             "bf16": case.precision != "fp32",
             "optim": "adamw_torch_fused", "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
             "ddp_find_unused_parameters": False,
@@ -87,9 +89,8 @@ def run_stock(case: Case, folder: Path) -> Trained:
     set_seed(arguments.seed)
     model = build(stock_config(shape), case)
     (folder / RUN).mkdir(exist_ok=True)
-    tokens = case.micro_batch * length * num_processes()
-    throughput = Throughput(tokens, training_flops_per_token(architecture_of_config(shape), length))
-    blocks = RandomBlocks(steps * case.micro_batch * num_processes(), length, shape.vocab_size)
+    throughput = Throughput(batch * length, training_flops_per_token(architecture_of_config(shape), length))
+    blocks = RandomBlocks(steps * batch, length, shape.vocab_size)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -97,7 +98,7 @@ def run_stock(case: Case, folder: Path) -> Trained:
         callbacks=[MetricsCallback(folder / RUN, throughput)],
     )
     trainer.train()
-    return Trained(shape, length, "adamw_torch_fused", trainer)
+    return Trained(shape, length, batch * length, "adamw_torch_fused", trainer)
 
 
 def build(config: PreTrainedConfig, case: Case) -> Any:

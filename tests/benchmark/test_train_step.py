@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ingot.benchmark import train_step, train_step_child, train_step_stock
+from ingot.benchmark import train_step, train_step_child, train_step_processes, train_step_stock
 from ingot.benchmark.train_step import RATE, planned, run_all, train_step_command
 from ingot.benchmark.train_step_cases import ROOT, Case, Ladder, case_of, check_overrides, recipe_tree
 from ingot.benchmark.train_step_corpus import write_corpus
@@ -21,7 +21,7 @@ from ingot.benchmark.train_step_report import best_rows, plot, table
 from ingot.data.packing import TokenBlocks
 from ingot.planning.architecture import architecture_of_config
 from ingot.recipe import InputError, build_recipe
-from ingot.recipe_yaml import dump_yaml
+from ingot.recipe_yaml import dump_yaml, read_yaml
 from ingot.runs import read_json, write_json, write_text
 from ingot.training.pretrain import PretrainRecipe
 from ingot.training.pretrain_loop import model_config
@@ -85,6 +85,19 @@ def test_every_recipe_becomes_one_without_accumulation_saving_or_evaluation(path
     assert training["save_strategy"] == training["eval_strategy"] == "no" and training["max_steps"] == 20
     assert training["lr_scheduler_type"] == "constant" and not recipe.run.sample_prompts
     assert recipe.data.seq_length == recipe.model.upstream_values()["max_position_embeddings"] == 4096
+
+
+def test_gradients_are_held_between_micro_batches() -> None:
+    case = Case(str(ROOT / "recipes/730m-12gb/pretrain.yaml"), "ingot", 2, num_processes=2, strategy="ddp")
+    own = int(read_yaml(Path(case.recipe))["run"]["global_batch_size"])
+    assert recipe_of(case).run.global_batch_size == 4 < own
+    assert recipe_of(replace(case, accumulation=3)).run.global_batch_size == 12
+    assert recipe_of(replace(case, accumulation="recipe")).run.global_batch_size == own
+    assert "accumulation 3" in replace(case, accumulation=3).how
+    with pytest.raises(InputError, match=f"14 sequences at a time do not make the {own} of a step"):
+        recipe_of(replace(case, accumulation="recipe", micro_batch=7))
+    (ladder, *_) = ladders("--recipe recipes/730m-12gb/pretrain.yaml --accumulation recipe --no-stock", H200)
+    assert ladder.case.accumulation == "recipe" and all(own % size == 0 for size in ladder.micro_batches)
 
 
 def test_the_dense_twin_has_as_many_active_parameters() -> None:
@@ -165,6 +178,10 @@ def test_words_become_cases() -> None:
     several = ladders(f"{words} --strategy zero1,fsdp2", {**H200, "num_gpus": 8})
     assert {(rung.case.strategy, rung.case.num_processes) for rung in several} == {("zero1", 8), ("fsdp2", 8)}
     assert "fsdp2.yaml" in " ".join(launch(several[-1].rungs()[0], Path("x")))
+    assert {rung.case.strategy for rung in ladders(f"{words} --strategy fsdp2,single_gpu", H200)} == {
+        "fsdp2",
+        "single",
+    }
     (capped, *_) = ladders(f"{words} --memory-limit-gb 11.5", H200)
     assert capped.case.memory_limit == 11_500_000_000 and "in 11.5 GB" in capped.case.how
 
@@ -173,8 +190,8 @@ def test_words_become_cases() -> None:
     ("words", "message"),
     [
         ("--strategy zero9", "'zero9' is not known; there are single, cpu, "),
-        ("--strategy zero1", "zero1 with 1 processes"),
         ("--num-processes 2", "this machine has 1 GPUs"),
+        ("--accumulation some", "'some' is not a number"),
         ("--micro-batches 8,x", "'x' is not a number"),
         ("--precision int4", "there are bf16, fp8, fp32"),
         ("--recipe nowhere.yaml", "nowhere.yaml: no such file"),
@@ -186,9 +203,21 @@ def test_a_wrong_word_is_named(words: str, message: str) -> None:
         ladders(words, H200)
 
 
-def test_a_cpu_has_no_memory_to_limit() -> None:
+def test_a_cpu_has_no_memory_to_limit_and_no_strategy_for_one_process() -> None:
     with pytest.raises(InputError, match="no GPU whose memory"):
         ladders("--memory-limit-gb 8", CPU)
+    with pytest.raises(InputError, match="zero1 with one process on a CPU"):
+        ladders("--strategy zero1", CPU)
+    with pytest.raises(InputError, match="single with 2 processes"):
+        ladders("--strategy single --num-processes 2", CPU)
+
+
+def test_a_strategy_is_launched_in_one_process_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(train_step_processes, "Started", lambda words, *rest: started.append(words))
+    Workshop(tmp_path, ahead=False)._start(replace(TINY, strategy="zero2"), tmp_path)
+    (words,) = started
+    assert words[words.index("--num_processes") + 1] == "1" and any("zero2.yaml" in word for word in words)
 
 
 def test_corpora_need_masks_or_need_none(tmp_path: Path) -> None:
@@ -206,7 +235,10 @@ def test_corpora_need_masks_or_need_none(tmp_path: Path) -> None:
     assert 1 << 16 < ids.max() < 70_000
 
 
-@pytest.fixture(params=[TINY, replace(TINY, corpus="documents"), STOCK], ids=lambda case: case.how)
+RUN = (TINY, replace(TINY, corpus="documents", accumulation=2), replace(STOCK, accumulation=2))
+
+
+@pytest.fixture(params=RUN, ids=lambda case: case.how)
 def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Case, Path]:
     """A case with the folder that its process would be given."""
     case, folder = request.param, tmp_path / "case"
@@ -221,8 +253,9 @@ def test_a_case_is_measured(prepared: tuple[Case, Path]) -> None:
     case, folder = prepared
     row = train_step_child.measure(case, folder, time.monotonic())
     slowest, fastest = row["slowest_and_fastest"]
-    assert 0 < slowest <= row[RATE] <= fastest and row["tokens_per_step"] == 128
-    assert row["step_seconds"] == pytest.approx(128 / row["tokens_per_second"], rel=1e-3)
+    tokens = 128 * case.accumulation
+    assert 0 < slowest <= row[RATE] <= fastest and row["tokens_per_step"] == tokens
+    assert row["step_seconds"] == pytest.approx(tokens / row["tokens_per_second"], rel=1e-3)
     assert row["mfu"] is None and row["peak_bytes"] is None and row["device"] == "CPU"
     assert row["last_loss"] == pytest.approx(np.log(512), abs=0.5)
     assert row["parameters"] == row["active_parameters"] > 512 * 64
