@@ -86,8 +86,8 @@ def documents(rows: Sequence[Row]) -> Iterator[str]:
 
 def _other(row: Row, rows: Sequence[Row], **changed: Any) -> Row | None:
     """The measured row that differs from this one, itself measured, in these settings alone."""
-    same = ("recipe", "runner", "corpus", "precision", "variant", "strategy", "num_processes", "seq_length", "twin")
-    same += ("accumulation",)
+    same = ["recipe", "runner", "corpus", "precision", "variant", "strategy", "num_processes", "seq_length", "twin"]
+    same += ["accumulation"]
     wanted = {**{key: row[key] for key in same}, **changed}
     found = [r for r in rows if RATE in row and RATE in r and all(r[key] == wanted[key] for key in same)]
     return found[0] if found else None
