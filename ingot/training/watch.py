@@ -65,7 +65,8 @@ class WatchedSteps:
         loss, self._step_loss = self._step_loss, None
         step = self.state.global_step + 1
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm  # under FSDP2
-        value = torch.as_tensor(0.0 if whole is None else whole, device=loss.device).detach()
+        # DeepSpeed's is a Python float: it stays on the CPU, as to copy it would wait for the device
+        value = torch.as_tensor(0.0 if whole is None else whole).detach()
         if self.skip_nonfinite and not self._all_finite(loss, value):
             self._skip(model, step, loss, value)
         else:
@@ -74,7 +75,7 @@ class WatchedSteps:
 
     def _all_finite(self, *values: Tensor) -> bool:
         """The same on every process; waits for the device."""
-        broken = torch.stack([~value.isfinite().all() for value in values]).any().float()
+        broken = torch.stack([~value.isfinite().all().to(values[0].device) for value in values]).any().float()
         if num_processes() > 1:
             torch.distributed.all_reduce(broken, torch.distributed.ReduceOp.MAX)
         return not broken.item()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,6 +139,25 @@ def test_the_budget_holds_over_an_interruption(
         pretrain(run__skip_nonfinite=1, **NO_EVALUATION)
     folder, _ = pretrain(run__skip_nonfinite=2, **NO_EVALUATION)  # no change of the recipe
     assert [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "skipped" in line] == [3, 7]
+
+
+def test_a_norm_that_is_a_number_is_not_copied_to_the_device() -> None:
+    class Upstream:
+        def _get_grad_norm(self, model: Any, grad_norm: Any) -> Any:
+            return grad_norm
+
+        def training_step(self, loss: torch.Tensor) -> torch.Tensor:
+            return loss
+
+    class Watched(WatchedSteps, Upstream):
+        state = SimpleNamespace(global_step=0)
+
+    watched = Watched()
+    for norm in (2.0, torch.tensor(3.0, device="meta")):
+        watched.training_step(torch.ones((), device="meta"))
+        assert watched._get_grad_norm(None, norm) is norm
+    places = [(loss.device.type, norm.device.type) for _, loss, norm in watched._seen]
+    assert places == [("meta", "cpu"), ("meta", "meta")] and watched._seen[0][2] == 2.0
 
 
 def test_weights_that_are_not_finite_are_not_saved() -> None:
