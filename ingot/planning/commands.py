@@ -36,7 +36,8 @@ def _model(words: Namespace, overrides: Sequence[str], load: Loader) -> tuple[di
         raise InputError(f"--precision: a {machine.gpu.name} has no fp8; choose bf16")
     subject = _subject(words, overrides, load, machine)
     laws = words.law or ["besiroglu"]
-    plan = plan_model(subject, machine, words.convention, words.mfu, words.tokens_per_second_per_gpu, laws)
+    mfu = words.mfu or subject.mfu
+    plan = plan_model(subject, machine, words.convention, mfu, words.tokens_per_second_per_gpu, laws)
     return plan, show.model_page(plan)
 
 

@@ -22,6 +22,7 @@ class Subject:
     setup: TrainingSetup
     tokens: float | None = None
     length_shares: tuple[tuple[int, float], ...] = ()  # of a schedule of sequence lengths
+    mfu: float | None = None  # that the recipe expects
 
     def lengths(self, setup: TrainingSetup) -> Sequence[tuple[int, float]]:
         """(sequence length, share of the tokens)."""
@@ -42,9 +43,11 @@ def subject_of_recipe(
     architecture = architecture_of_config(config_of_recipe(recipe))
     _check_shares(recipe, machine.num_gpus)
     setup = changed(setup_of_recipe(recipe, strategy=machine.strategy, num_gpus=machine.num_gpus), words)
-    shares = tuple(recipe.data.length_shares()) if recipe.stage == "pretrain" else ()
     tokens = words.tokens or tokens_of_recipe(recipe, machine.num_gpus)
-    return Subject(f"{path}", architecture, setup, tokens, shares)
+    if recipe.stage != "pretrain":
+        return Subject(f"{path}", architecture, setup, tokens)
+    expected = recipe.plan.mfu if "mfu" in recipe.plan.model_fields_set else None
+    return Subject(f"{path}", architecture, setup, tokens, tuple(recipe.data.length_shares()), expected)
 
 
 def _as_overrides(stage: str, words: Any) -> list[str]:

@@ -73,6 +73,13 @@ def test_what_does_not_fit_says_so_with_what_does(capsys: pytest.CaptureFixture[
     assert "DOES NOT FIT" in page(capsys, *words)
 
 
+def test_what_a_recipe_expects_is_planned_with(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["model", "--config", FLAGSHIP, "--gpu", "h200", "--gpus", "8", "--strategy", "zero1"]
+    run = planned(capsys, *words)["run"]
+    assert run["mfu"] == pytest.approx(0.55) and run["mfu_source"] == "given"  # in its plan section
+    assert planned(capsys, *words, "--mfu", "0.3")["run"]["mfu"] == pytest.approx(0.3)
+
+
 def test_the_published_mfu(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["mfu", "--config", FLAGSHIP, "--tokens-per-second-per-gpu", "51580", "--gpu", "h200"]
     assert planned(capsys, *words)["mfu"] == pytest.approx(0.538, abs=0.0005)
