@@ -110,10 +110,10 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
     return [{k: line[k] for k in wanted if k in line} for line in read_metrics(folder / "metrics.jsonl")]
 
 
-def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]], tolerance: float = 1e-5) -> None:
     assert len(found) == len(expected)
     for here, there in zip(found, expected, strict=True):
-        assert here == pytest.approx(there, abs=1e-5)
+        assert here == pytest.approx(there, abs=tolerance)
 
 
 CONFIGS = [
@@ -226,6 +226,38 @@ def test_fsdp2_trains_continues_and_exports(
     code, text = start(*command).finish()
     assert code == 0 and f"continuing from {two / 'checkpoint-8'}" in text, text
     assert_close(numbers(two), before)
+
+
+CHUNKED = [
+    pytest.param("fsdp2", False, 1e-5, id="fsdp2"),
+    pytest.param("fsdp2", True, 6e-3, id="fsdp2-bf16"),  # between 4 and 8 bfloat16 has steps of 0.03
+    pytest.param("zero3", False, 1e-5, id="zero3"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "bf16", "tolerance"), CHUNKED)
+def test_split_weights_and_a_loss_in_several_chunks(
+    config: str, bf16: bool, tolerance: float, start: Start, recipe_file: Path, tmp_path: Path, pretrain: Pretrain
+) -> None:
+    module = "fsdp_on_cpu" if config == "fsdp2" else "small_chunks"
+    if config == "zero3":
+        pytest.importorskip("deepspeed")
+    two = tmp_path / "two"
+    words = ["--config", str(recipe_file), f"--run.dir={two}", "--run.optimizer=null"]
+    # ZeRO-3 calls the head as often as there are chunks in an evaluation: as often on every process
+    words += [f"--training.bf16={bf16}".lower(), "--training.per_device_eval_batch_size=1"]
+    begin = launch(config, *words, "--model.tie_word_embeddings=false")
+    place = begin.index("scripts/pretrain.py")
+    chunk = ["env", "INGOT_TEST_CHUNK=48"]  # of the 128 tokens of a micro-batch
+    process = start(*chunk, *begin[:place], "-m", f"tests.training.{module}", *begin[place + 1 :])
+    changes: dict[str, Any] = {"training__bf16": bf16, "model__tie_word_embeddings": False, "run__optimizer": None}
+    one, _ = pretrain("one", run__global_batch_size=8, **changes)
+    code, text = process.finish()
+    assert code == 0, text
+    assert_close(numbers(two), numbers(one), tolerance)
+    if config == "fsdp2":
+        assert "gradients are added up in torch.float32" in text and "added up in torch.bfloat16" not in text
 
 
 @pytest.mark.slow
