@@ -39,7 +39,7 @@ from ingot.training.adapters import (
 from ingot.training.callbacks import LookBeforeSaving, MetricsCallback, StopOnSignal, Throughput
 from ingot.training.continuing import train_to_the_end
 from ingot.training.heldout import packing_leak
-from ingot.training.launch import uses_fsdp
+from ingot.training.launch import copying, uses_fsdp
 from ingot.training.processes import on_main
 from ingot.training.safety import TrainingRun
 from ingot.vocabulary import check_pair
@@ -76,7 +76,7 @@ def training_arguments(config_class: type[Any], values: dict[str, Any], run_dir:
 
     Raises: InputError when upstream refuses a value.
     """
-    quiet = {"report_to": "none", "dataloader_pin_memory": not values.get("use_cpu", False)}
+    quiet = {"report_to": "none", **copying(values)}
     fixed = {"output_dir": str(run_dir), "disable_tqdm": True, "logging_nan_inf_filter": False}
     values = {**quiet, **values, **fixed}
     # TRL reads a coefficient of None as "add the experts' balance loss", in a model without experts too

@@ -78,6 +78,15 @@ def naming_lost_process() -> Iterator[None]:
         ) from error
 
 
+def copying(values: dict[str, Any]) -> dict[str, Any]:
+    """Training keys with which batches reach a GPU while it works, unless the recipe's `values` say otherwise.
+
+    Upstream's default waits, at every copy, until the GPU has done all that was given to it before.
+    """
+    pinned = values.get("dataloader_pin_memory", not values.get("use_cpu", False))
+    return {"dataloader_pin_memory": pinned, "accelerator_config": {"non_blocking": pinned}}
+
+
 def uses_deepspeed() -> bool:
     """Whether this process was launched with a DeepSpeed file of accelerate_configs/."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"

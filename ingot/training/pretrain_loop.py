@@ -35,7 +35,7 @@ from ingot.training.callbacks import (
 from ingot.training.compiling import compile_layers, decide, take_keys
 from ingot.training.continuing import train_to_the_end
 from ingot.training.float8 import train_in_float8
-from ingot.training.launch import uses_fsdp
+from ingot.training.launch import copying, uses_fsdp
 from ingot.training.lion import Lion
 from ingot.training.optim import MuonFactory
 from ingot.training.prediction import predict
@@ -119,12 +119,9 @@ def training_arguments(
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
     }
-    pinned = values.get("dataloader_pin_memory", not values.get("use_cpu", False))
     defaults = {
         "report_to": "none",
-        "dataloader_pin_memory": pinned,
-        # else every copy of a batch waits until the GPU has done all the work that was given to it before
-        "accelerator_config": {"non_blocking": pinned},
+        **copying(values),
         "ddp_find_unused_parameters": False,
     }
     try:
