@@ -137,6 +137,14 @@ def sinusoidal_positions(position_ids: torch.Tensor, width: int) -> torch.Tensor
     return torch.cat((angles.sin(), angles.cos()), dim=-1)[..., :width]
 
 
+def positions_from(starts: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.Tensor:
+    """Positions (B, T) that begin again at 0 in every document; `starts`: in the flattened batch, with its end."""
+    batch, num_tokens = inputs_embeds.shape[:2]
+    places = torch.arange(batch * num_tokens, device=inputs_embeds.device)
+    begins = starts.to(places)[torch.searchsorted(starts.to(places), places, right=True) - 1]
+    return (places - begins).view(batch, num_tokens)
+
+
 def alibi_slopes(num_heads: int, device: torch.device) -> torch.Tensor:
     """One slope per head (Press et al. 2022): 2^(-8i / n) for a power of two, interleaved for other numbers."""
     power = 2 ** int(math.log2(num_heads))
@@ -201,6 +209,14 @@ def find_flash_varlen() -> Callable[..., torch.Tensor] | None:
 
 
 FLASH_VARLEN = find_flash_varlen()
+
+
+def takes_beginnings(config: IngotConfig, device: torch.device, dtype: torch.dtype, training: bool) -> bool:
+    """Whether a kernel can be told where documents begin, in place of SDPA with a mask."""
+    on_gpu = config._attn_implementation == "sdpa" and device.type == "cuda" and FLASH_VARLEN is not None
+    width = config.head_dim % 8 == 0 and config.head_dim <= 256 and dtype in (torch.bfloat16, torch.float16)
+    plain = config.position_embedding_type != "alibi" and not (training and config.attention_dropout > 0)
+    return on_gpu and width and plain
 
 
 def varlen_attention(
@@ -574,6 +590,8 @@ class IngotModel(IngotPreTrainedModel):
         bare = past_key_values is None and attention_mask is None
         backend = self._backend(inputs_embeds, kwargs if bare else {})
         starts = kwargs.get("cu_seq_lens_q") if bare else None
+        if starts is not None and position_ids is None:
+            position_ids = positions_from(starts, inputs_embeds)
         told_apart = backend == "varlen" or (starts is not None and len(starts) == len(inputs_embeds) + 1)
         masks = self._attention_masks(
             inputs_embeds, attention_mask, None if told_apart else position_ids, past_key_values, backend
@@ -618,13 +636,13 @@ class IngotModel(IngotPreTrainedModel):
 
         Those of one document a row need neither. `given`: `cu_seq_lens_q` and `max_length_q`, as a collator may make.
         """
-        backend, config, starts = self.config._attn_implementation, self.config, given.get("cu_seq_lens_q")
-        suits = starts is not None and "max_length_q" in given and len(starts) > len(inputs_embeds) + 1
-        suits = suits and backend == "sdpa" and inputs_embeds.device.type == "cuda" and FLASH_VARLEN is not None
-        suits = suits and compute_dtype(inputs_embeds) in (torch.bfloat16, torch.float16)
-        suits = suits and config.position_embedding_type != "alibi" and config.head_dim % 8 == 0
-        dropped = self.training and config.attention_dropout > 0
-        return "varlen" if suits and config.head_dim <= 256 and not dropped else backend
+        starts = given.get("cu_seq_lens_q")
+        several = starts is not None and "max_length_q" in given and len(starts) > len(inputs_embeds) + 1
+        if several and takes_beginnings(
+            self.config, inputs_embeds.device, compute_dtype(inputs_embeds), self.training
+        ):
+            return "varlen"
+        return self.config._attn_implementation
 
     def _packed_lengths(self, position_ids: torch.Tensor) -> dict[str, Any]:
         """Where documents start in the flattened batch, for flash kernels: they have no mask to tell them.
@@ -641,7 +659,7 @@ class IngotModel(IngotPreTrainedModel):
         return {**names, "max_length_q": longest, "max_length_k": longest}
 
     def _enter(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """What the first block reads: scaled tokens, absolute positions added, dropout; in autocast's dtype."""
+        """What the first block reads: scaled tokens, absolute positions added, dropout."""
         config, hidden_states = self.config, inputs_embeds
         if config.embedding_multiplier != 1.0:
             hidden_states = hidden_states * config.embedding_multiplier
@@ -654,7 +672,9 @@ class IngotModel(IngotPreTrainedModel):
             positions = sinusoidal_positions(position_ids, config.hidden_size)
             hidden_states = hidden_states + positions.to(hidden_states.dtype)
         hidden_states = F.dropout(hidden_states, config.embedding_dropout, self.training)
-        return hidden_states.to(compute_dtype(hidden_states))  # half the bytes in every layer
+        if compute_dtype(hidden_states) == torch.bfloat16:  # half the bytes in every layer; float16 could overflow
+            hidden_states = hidden_states.to(torch.bfloat16)
+        return hidden_states
 
     def _attention_masks(
         self,
@@ -737,9 +757,9 @@ def put_probabilities(logits: torch.Tensor, log_sums: torch.Tensor) -> None:
 
 
 @cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function, compiled when it first runs and anew for other shapes."""
-    return torch.compile(function, dynamic=False)
+def compiled(function: Callable[..., Any], dynamic: bool | None = None) -> Callable[..., Any]:
+    """A function, compiled when it first runs, and once more for any length when a second length comes."""
+    return torch.compile(function, dynamic=dynamic)
 
 
 def loss_and_gradient_by_kernels(
@@ -752,9 +772,15 @@ def loss_and_gradient_by_kernels(
 
 
 def makes_kernels(device: torch.device) -> bool:
-    """Whether torch.compile can make kernels for a device: a GPU, triton, and a C compiler for its launcher."""
+    """Whether torch.compile can make kernels for a device, and is not at it already."""
+    return device.type == "cuda" and not torch.compiler.is_compiling() and has_triton()
+
+
+@cache
+def has_triton() -> bool:
+    """Whether there are triton, and a C compiler for its launcher."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return device.type == "cuda" and find_spec("triton") is not None and compiler is not None
+    return find_spec("triton") is not None and compiler is not None
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -770,8 +796,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, rows: int
     ) -> torch.Tensor:  # of (N, D), (V, D), (N,)
         needs_weight, table = ctx.needs_input_grad[1], weight.to(hidden_states.dtype)
-        by_kernels = makes_kernels(weight.device) and not torch.compiler.is_compiling()
-        step = loss_and_gradient_by_kernels if by_kernels else loss_and_gradient
+        step = loss_and_gradient_by_kernels if makes_kernels(weight.device) else loss_and_gradient
         grad_hidden = torch.empty_like(hidden_states)
         grad_weight = torch.zeros(weight.shape if needs_weight else 0, dtype=torch.float, device=weight.device)
         total = torch.zeros((), dtype=torch.float, device=weight.device)
@@ -970,11 +995,13 @@ class IngotForCausalLM(IngotPreTrainedModel, GenerationMixin):
     def _summed_loss(self, hidden_states: torch.Tensor, labels: torch.Tensor, implementation: str) -> torch.Tensor:
         """Cross entropy of (N, D) against (N,), added up, without holding (N, V)."""
         rows = self._chunk_rows()
+        make, total = partial(self._loss_of_weight, labels=labels, rows=rows, implementation=implementation), None
         if isinstance(self.lm_head, IngotHead):
-            make = partial(self._loss_of_weight, labels=labels, rows=rows, implementation=implementation)
             total = self.lm_head(hidden_states, make)
-            if total is not None:
-                return total
+        elif type(self.lm_head) is nn.Linear:  # the library's, for a vocabulary of another size
+            total = make(hidden_states, self.lm_head.weight)
+        if total is not None:
+            return total
         if implementation == "fused" and torch.is_grad_enabled():
             raise ValueError("loss_implementation 'fused' needs torch 2.13 and a plain lm_head: choose 'chunked'")
         return checkpointed_cross_entropy(self._logits, hidden_states, labels, rows)

@@ -45,7 +45,8 @@ def layer_bytes(architecture: Architecture, layer: Layer, setup: TrainingSetup, 
 
 def takes_mask(architecture: Architecture, layer: Layer, setup: TrainingSetup) -> bool:
     """Whether attention needs a mask: for windows, and for packed documents where no kernel is told their begins."""
-    told = architecture.model_type == "ingot" and setup.precision != "fp32"
+    own = architecture.model_type == "ingot" and setup.stage == "pretrain"  # TRL's batches do not tell
+    told = own and setup.precision != "fp32" and layer.qk_head_dim % 8 == 0 and layer.qk_head_dim <= 256
     return not told if setup.packed else layer.window is not None
 
 

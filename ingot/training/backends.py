@@ -7,14 +7,21 @@ import torch
 from ingot.training.compiling import Compiling
 from ingot.training.float8 import Float8CrossEntropy
 from modeling import IngotForCausalLM
-from modeling.modeling_ingot import FLASH_VARLEN, makes_kernels
+from modeling.modeling_ingot import FLASH_VARLEN, makes_kernels, takes_beginnings
 
 
 def describe_backends(
-    model: IngotForCausalLM, device: torch.device, bf16: bool, fp8: bool, compiling: Compiling, asked_attention: bool
+    model: IngotForCausalLM,
+    device: torch.device,
+    dtype: torch.dtype,
+    fp8: bool,
+    compiling: Compiling,
+    asked_attention: bool,
 ) -> Iterator[str]:
     """A line for attention, the loss, the layers and float8."""
-    yield f"attention: {_attention(model, device, bf16)}" + (" (model.attn_implementation)" if asked_attention else "")
+    yield f"attention: {_attention(model, device, dtype)}" + (
+        " (model.attn_implementation)" if asked_attention else ""
+    )
     yield f"loss: {_loss(model, device)}"
     yield f"layers: {'compiled one by one' if compiling.wanted else 'not compiled'}: {compiling.reason}" + (
         "" if "training." in compiling.reason else f"; --training.torch_compile={str(not compiling.wanted).lower()}"
@@ -24,18 +31,22 @@ def describe_backends(
         yield f"products: float8 in {where} (run.fp8), weights and their gradients in float32"
 
 
-def _attention(model: IngotForCausalLM, device: torch.device, bf16: bool) -> str:
+def _attention(model: IngotForCausalLM, device: torch.device, dtype: torch.dtype) -> str:
     """The kernel, and how it learns where packed documents begin."""
     name = model.config._attn_implementation
     if name != "sdpa" or device.type != "cuda":
         return name
-    if not bf16:
+    if takes_beginnings(model.config, device, dtype, training=True):
+        return "sdpa (cuDNN or flash); torch's varlen kernel, which needs no mask, where blocks hold several documents"
+    if dtype == torch.float32:
         return "sdpa, with masks: float32 has no flash kernel"
-    dropped, biased = model.config.attention_dropout > 0, model.config.position_embedding_type == "alibi"
-    if FLASH_VARLEN is None or dropped or biased:
-        reason = "dropout" if dropped else "alibi" if biased else "this torch has no kernel that is told the documents"
-        return f"sdpa, with masks where a block holds several documents: {reason}"
-    return "sdpa (cuDNN or flash), and torch's varlen kernel, which needs no mask, where blocks hold several documents"
+    reasons = {
+        "alibi": model.config.position_embedding_type == "alibi",
+        "dropout": model.config.attention_dropout > 0,
+        "this torch has no kernel that is told the documents": FLASH_VARLEN is None,
+    }
+    reason = next((words for words, holds in reasons.items() if holds), f"heads of {model.config.head_dim}")
+    return f"sdpa, with masks where a block holds several documents: {reason}"
 
 
 def _loss(model: IngotForCausalLM, device: torch.device) -> str:

@@ -298,7 +298,7 @@ class SamplesCallback(TrainerCallback):
         page = "\n\n".join(f"**{p}**{t}" for p, t in zip(self.prompts, texts, strict=True))
         write_text(self.folder / f"step-{state.global_step:06}.md", page + "\n")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _complete(self, model: Any, prompt: str) -> str:
         was_training, cached = model.training, model.config.use_cache
         model.eval()

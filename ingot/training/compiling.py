@@ -4,12 +4,13 @@ Upstream compiles the whole model: on one H200 a bare step of the flagship then 
 with its layers compiled one by one. The names of the weights stay as they are.
 """
 
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
 
 from modeling import IngotForCausalLM
-from modeling.modeling_ingot import makes_kernels
+from modeling.modeling_ingot import IngotDecoderLayer, makes_kernels
 
 KEYS = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
 WORTH = 1e17  # FLOPs of a run on one GPU for which half a minute of compiling pays: about five minutes of an H100
@@ -58,6 +59,7 @@ def compile_layers(model: IngotForCausalLM, decided: Compiling) -> None:
         return
     torch._dynamo.config.cache_size_limit = max(32, torch._dynamo.config.cache_size_limit)  # lengths, modes
     how: dict[str, Any] = {"backend": decided.backend or "inductor", "mode": decided.mode, "dynamic": False}
+    forward = torch.compile(IngotDecoderLayer.forward, **how)
     for layer in model.model.layers:
         # not `layer.compile()`, which would compile hooks too: FSDP2's, which gather the weights, among them
-        layer.forward = torch.compile(layer.forward, **how)
+        layer.forward = MethodType(forward, layer)

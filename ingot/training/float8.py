@@ -23,7 +23,7 @@ OLDEST = (8, 9)  # compute capability: Ada and Hopper
 
 
 def train_in_float8(model: IngotForCausalLM, head: bool = True) -> None:
-    """Has the linear modules of the layers, and the head's loss, compute in float8; names of weights stay.
+    """Has the linear modules of the layers, and the head's chunked loss, compute in float8; names of weights stay.
 
     Modules of other widths than multiples of 16 stay as they are (the gate of a shared expert is one), and so do
     stacked experts. Raises: InputError where the GPU, the widths or a missing package do not allow it.
@@ -32,7 +32,7 @@ def train_in_float8(model: IngotForCausalLM, head: bool = True) -> None:
     from torchao.float8 import convert_to_float8_training
 
     convert_to_float8_training(model.model.layers, module_filter_fn=lambda module, name: suits(module))
-    if head and suits(model.lm_head):
+    if head and suits(model.lm_head) and model.config.loss_implementation in ("auto", "chunked"):
         model.chunked_cross_entropy = Float8CrossEntropy
 
 
@@ -65,7 +65,7 @@ class Float8CrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:  # of (N, D), (V, D), (N,)
         if len(labels) % MULTIPLE:
             return ChunkedCrossEntropy.forward(ctx, hidden_states, weight, labels, rows)
-        run = compiled if makes_kernels(weight.device) else _as_is
+        run = _for_shape if makes_kernels(weight.device) else _as_is
         table, table_across, table_scale = run(cast_both_ways)(weight)
         grad_hidden = torch.empty_like(hidden_states)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float, device=weight.device)
@@ -96,6 +96,11 @@ class Float8CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return ChunkedCrossEntropy.backward(ctx, grad_total)
+
+
+def _for_shape(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled for each shape: the head's weight and a chunk of states share a function."""
+    return compiled(function, dynamic=False)
 
 
 def _as_is(function: Callable[..., Any]) -> Callable[..., Any]:

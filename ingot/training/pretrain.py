@@ -189,6 +189,8 @@ class PretrainRecipe(Recipe, stage="pretrain"):
         for key, reason in UNUSED.items():
             if key in training:
                 yield f"training.{key}: leave it out; {reason}"
+        if self.run.fp8 and self.data.seq_length % 16:
+            yield f"run.fp8: needs sequences of a multiple of 16 tokens; data.seq_length is {self.data.seq_length}"
         if self.run.fp8 and not training.get("bf16"):
             yield "run.fp8: needs training.bf16: true; what is not in float8 is in bfloat16"
         if training.get("fp16") and training.get("bf16"):

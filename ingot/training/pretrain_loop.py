@@ -91,7 +91,9 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
     trainer.step_profile = step_profile(recipe.run.profile, folder, arguments.device.type == "cuda")
     describe(model, data, arguments)
     attention = "attn_implementation" in recipe.model.upstream_values()
-    for line in describe_backends(model, arguments.device, arguments.bf16, bool(recipe.run.fp8), compiling, attention):
+    for line in describe_backends(
+        model, arguments.device, compute_format(arguments), bool(recipe.run.fp8), compiling, attention
+    ):
         logger.info(line)
     train_to_the_end(trainer, recipe.run, recipe.run.optimizer or OptimizerNames(arguments.optim).value)
     return conclude(trainer, run, tokenizer, data, predicted)
@@ -264,10 +266,17 @@ def callbacks(
     ]
 
 
+def compute_format(arguments: TrainingArguments) -> torch.dtype:
+    """The format of matrix products."""
+    return torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
+
+
 def describe(model: IngotForCausalLM, data: RunData, arguments: TrainingArguments) -> None:
     """Says in a few lines what is about to run, where and on what."""
     where = "CPU" if arguments.device.type == "cpu" else torch.cuda.get_device_name()
-    precision = "bf16 autocast" if arguments.bf16 else "float32"
+    precision = {torch.bfloat16: "bf16 autocast", torch.float16: "fp16 autocast"}.get(
+        compute_format(arguments), "float32"
+    )
     logger.info(
         "pretrain: %s parameters, %d processes on %s, %s",
         f"{model.num_parameters():,}", num_processes(), where, precision,

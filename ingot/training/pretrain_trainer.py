@@ -84,9 +84,10 @@ class PretrainTrainer(SafeTraining, ProfiledSteps, Trainer):
         # as many turns on every process: under ZeRO-3 and FSDP they gather the weights together
         for turn in range(0, len(blocks), size * num_processes()):
             begin = turn + rank * size
-            batch = collate([blocks[i] for i in range(begin, min(begin + size, len(blocks)))] or [blocks[0]])
-            if begin >= len(blocks):
-                batch["labels"].fill_(IGNORED)
+            real = [blocks[i] for i in range(begin, min(begin + size, len(blocks)))]
+            filling = [blocks[0]] * (size - len(real) if num_processes() > 1 else 0)  # as many chunks, too
+            batch = collate(real + filling)
+            batch["labels"][len(real) :] = IGNORED
             with self.compute_loss_context_manager():
                 inputs = self._prepare_inputs(batch)
                 loss = model(**inputs, num_items_in_batch=1, use_cache=False, skip_logits=True).loss

@@ -101,6 +101,24 @@ def test_the_kernels_of_a_gpu_compute_the_same(monkeypatch: pytest.MonkeyPatch) 
     assert in_place is logits  # no second matrix of this size
 
 
+def test_a_head_of_another_size_is_read_as_before(tiny: Make, tokens: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library puts a plain linear module in the head's place when the vocabulary grows."""
+    model = tiny(loss_implementation="chunked").train()
+    model.resize_token_embeddings(128)
+    assert type(model.lm_head) is nn.Linear
+    ids = tokens(4, 12)
+    expected = model(ids, labels=ids, skip_logits=False).loss
+    monkeypatch.setattr(modeling_ingot, "checkpointed_cross_entropy", lambda *_: pytest.fail("called in chunks"))
+    torch.testing.assert_close(model(ids, labels=ids).loss, expected)
+
+
+def test_the_whole_model_compiles_in_one_graph(tiny: Make, tokens: Make) -> None:
+    model, ids = tiny(loss_implementation="chunked").train(), tokens(2, 12)
+    expected = model(ids, labels=ids).loss
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids, labels=ids).loss, expected)
+
+
 def test_a_head_that_must_be_called(tiny: Make, tokens: Make) -> None:
     """Adapters and sharded heads are not read but called, chunk by chunk, with the same result."""
 

@@ -121,6 +121,14 @@ def test_the_kernel_is_chosen_where_it_can_be(tiny: Callable[..., Any], monkeypa
     assert chosen(several, attn_implementation="eager") == "eager"
 
 
+def test_beginnings_alone_keep_documents_apart(tiny: Callable[..., Any], tokens: Callable[..., torch.Tensor]) -> None:
+    """As upstream's flattening collator may give them: without position ids."""
+    model = tiny().train()
+    _, rows, positions = pack(tokens)
+    expected = model(rows, labels=rows, position_ids=positions).loss
+    assert torch.equal(model(rows, labels=rows, **bounds(positions, spare=2)).loss, expected)
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 def test_beginnings_do_not_change_what_masks_say(
     tiny: Callable[..., Any], tokens: Callable[..., torch.Tensor], kind: dict[str, Any], backend: str

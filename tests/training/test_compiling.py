@@ -1,5 +1,6 @@
 """`training.torch_compile` compiles the layers one by one, and changes neither numbers nor names."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from ingot.training import compiling
 from ingot.training.callbacks import read_metrics
 from ingot.training.compiling import Compiling, decide, take_keys
+from modeling import IngotConfig, IngotForCausalLM
 
 from .conftest import Pretrain
 
@@ -36,6 +38,18 @@ def test_it_is_decided_by_machine_and_length(monkeypatch: pytest.MonkeyPatch) ->
     assert decide(asked, cpu, 1.0) is asked
     monkeypatch.setattr(compiling, "makes_kernels", lambda device: False)
     assert "no triton" in decide(None, gpu, 1e18).reason
+
+
+def test_a_copy_of_a_compiled_model_has_layers_of_its_own() -> None:
+    fields: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    model = IngotForCausalLM(IngotConfig(**fields, num_attention_heads=2, num_key_value_heads=1))
+    compiling.compile_layers(model, Compiling(True, "eager"))
+    other, ids = copy.deepcopy(model), torch.arange(8)[None]
+    expected = model(ids).logits
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    assert not other(ids).logits.any()
+    torch.testing.assert_close(model(ids).logits, expected)
 
 
 @pytest.mark.parametrize(

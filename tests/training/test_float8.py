@@ -87,16 +87,28 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         train_in_float8(model())
 
 
-def test_a_run_in_float8_learns_continues_and_exports(pretrain: Pretrain) -> None:
-    changes: dict[str, Any] = {"training__bf16": True, "training__max_steps": 6}
+@pytest.mark.parametrize("asked", [True, "layers"])
+def test_a_run_in_float8_learns_evaluates_and_writes_samples(asked: bool | str, pretrain: Pretrain) -> None:
+    changes: dict[str, Any] = {"training__bf16": True, "training__max_steps": 6, "run__sample_prompts": ["red"]}
+    changes["model__loss_implementation"] = "chunked"  # as `auto` on a GPU
     plain, expected = pretrain("plain", **changes)
-    folder, results = pretrain("float8", run__fp8=True, **changes)
+    folder, results = pretrain("float8", run__fp8=asked, **changes)
     losses = [[x["loss"] for x in read_metrics(f / "metrics.jsonl") if "loss" in x] for f in (folder, plain)]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.01)
     assert results["heldout_loss"] == pytest.approx(expected["heldout_loss"], rel=0.01)
-    assert "products: float8 in the layers and the head" in (folder / "log.txt").read_text()
+    where = "the layers and the head (run.fp8)" if asked is True else "the layers (run.fp8)"
+    assert f"products: float8 in {where}" in (folder / "log.txt").read_text()
+    assert (folder / "samples/step-000006.md").read_text().startswith("**red**")
 
 
-def test_without_bfloat16_it_is_refused(pretrain: Pretrain) -> None:
+def test_a_plain_loss_leaves_the_head_as_it_is() -> None:
+    converted = model(loss_implementation="plain")
+    train_in_float8(converted)
+    assert converted.chunked_cross_entropy is ChunkedCrossEntropy
+
+
+def test_without_bfloat16_or_whole_rows_it_is_refused(pretrain: Pretrain) -> None:
     with pytest.raises(InputError, match=r"run.fp8: needs training.bf16: true"):
         pretrain(run__fp8=True)
+    with pytest.raises(InputError, match=r"multiple of 16 tokens; data.seq_length is 24"):
+        pretrain(run__fp8=True, training__bf16=True, data__seq_length=24)

@@ -245,8 +245,7 @@ def test_split_weights_and_a_loss_in_several_chunks(
         pytest.importorskip("deepspeed")
     two = tmp_path / "two"
     words = ["--config", str(recipe_file), f"--run.dir={two}", "--run.optimizer=null"]
-    # ZeRO-3 calls the head as often as there are chunks in an evaluation: as often on every process
-    words += [f"--training.bf16={bf16}".lower(), "--training.per_device_eval_batch_size=1"]
+    words += [f"--training.bf16={bf16}".lower()]
     begin = launch(config, *words, "--model.tie_word_embeddings=false")
     place = begin.index("scripts/pretrain.py")
     chunk = ["env", "INGOT_TEST_CHUNK=48"]  # of the 128 tokens of a micro-batch
