@@ -91,7 +91,9 @@ def _parser() -> Parser:
     stock = parser.add_argument_group("the stock Trainer")
     stock.add_argument("--stock", action=argparse.BooleanOptionalAction, default=True, help="measure it, too")
     stock.add_argument("--stock-variants", type=some_of(VARIANTS), default=VARIANTS, help="plain,compile,liger")
-    stock.add_argument("--stock-micro-batches", type=counts, help="default: the recipe's, twice and four times that")
+    stock.add_argument(
+        "--stock-micro-batches", type=counts, help="default: half the recipe's, the recipe's, and twice that"
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--steps", type=count, help="measured steps; default 15, on a CPU 4")
     how.add_argument("--warmup-steps", type=count, help="steps before them; default 5, on a CPU 2")
@@ -176,7 +178,7 @@ def _of(base: Case, asked: argparse.Namespace, room: int | None) -> Iterator[Lad
     return ladders(
         replace(base, twin=asked.dense_twin and has_experts(base)),
         asked.micro_batches or fitting_micro_batches(base, own, room),
-        asked.stock_micro_batches or ((own,) if room is None else (own, 2 * own, 4 * own)),
+        asked.stock_micro_batches or ((own,) if room is None else (max(1, own // 2), own, 2 * own)),
         asked.corpus,
         (asked.precision or (("bf16",) if room is None else ("bf16", "fp8"))) if asked.ingot else (),
         asked.stock_variants if asked.stock else (),
