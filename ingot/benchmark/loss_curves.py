@@ -5,22 +5,25 @@ blocks: what chance alone does), and fp8. The learning rate warms up over the fi
 """
 
 import argparse
-import contextlib
 import json
-import math
 import shlex
-import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from ingot.benchmark.curve_plots import plot_variants
-from ingot.benchmark.training_runs import Row, Run, Study, read_study, take_overrides, train_all
-from ingot.planning.arguments import Parser, count, positive
+from ingot.benchmark.training_runs import (
+    Row,
+    Run,
+    Study,
+    open_study,
+    read_study,
+    study_parser,
+    take_overrides,
+    train_all,
+)
+from ingot.planning.arguments import count
 from ingot.recipe import InputError
 from ingot.runs import write_json
 
@@ -38,34 +41,21 @@ def loss_curves_command(argv: Sequence[str]) -> None:
     words, rest = _parser().parse_known_args(list(argv))
     overrides = take_overrides(rest, PROG)
     runs = _runs(words)
-    words.out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + 60 * (words.minutes or math.inf)
-    with TemporaryDirectory(prefix="ingot-") as folder, contextlib.redirect_stdout(sys.stderr):
-        study = Study(words.config, overrides, words.steps, words.evaluations, Path(folder), deadline)
+    with open_study(words, overrides) as study:
         check_steps(study, runs)
         results = _measure(study, runs, words)
     print(json.dumps(results, indent=1) if words.json else table(results))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=PROG, description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--config", type=Path, required=True, help="recipe of pretrain; --section.key=value changes it"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for loss_curves.json and loss_curves.png")
+    parser = study_parser(PROG, __doc__, "loss_curves", steps=1000, evaluations=10)
     parser.add_argument(
         "--run", action="append", metavar="'NAME [--section.key=value ...]'",
         help="a run and what it changes, repeatable; `stock` is the stock Trainer, a name that begins with "
         f"`{OF_CHANCE}` differs from the reference in training.seed alone",
     )  # fmt: skip
     parser.add_argument("--against", default="bf16", help="the reference among the runs; default %(default)s")
-    parser.add_argument("--steps", type=count, default=1000, help="of every run; default %(default)s")
-    parser.add_argument("--evaluations", type=count, default=10, help="on the way of every run; default %(default)s")
     parser.add_argument("--stock-micro-batch", type=count, default=8, help="it holds all logits; default %(default)s")
-    parser.add_argument("--jobs", type=count, default=1, help="runs at the same time; default %(default)s")
-    parser.add_argument("--minutes", type=positive, help="stop then, with what there is")
-    parser.add_argument("--add", type=Path, action="append", default=[], help="loss_curves.json of an earlier study")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
 

@@ -7,21 +7,25 @@ counted as time.
 """
 
 import argparse
-import contextlib
 import json
 import math
-import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from ingot.benchmark.curve_plots import plot_optimizers
-from ingot.benchmark.training_runs import Row, Run, Study, read_study, take_overrides, train_all
-from ingot.planning.arguments import Parser, count, positive
+from ingot.benchmark.training_runs import (
+    Row,
+    Run,
+    Study,
+    open_study,
+    read_study,
+    study_parser,
+    take_overrides,
+    train_all,
+)
+from ingot.planning.arguments import count
 from ingot.recipe import InputError
 from ingot.runs import write_json
 
@@ -40,32 +44,19 @@ def optimizers_command(argv: Sequence[str]) -> None:
     words, rest = _parser().parse_known_args(list(argv))
     sweep = _sweep(words.sweep or [f"adamw={RATES}", f"muon={RATES}"])
     overrides = take_overrides(rest, PROG)
-    words.out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + 60 * (words.minutes or math.inf)
-    with TemporaryDirectory(prefix="ingot-") as folder, contextlib.redirect_stdout(sys.stderr):
-        study = Study(words.config, overrides, words.steps, words.evaluations, Path(folder), deadline)
+    with open_study(words, overrides) as study:
         results = _measure(study, sweep, words)
     print(json.dumps(results, indent=1) if words.json else table(results))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=PROG, description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--config", type=Path, required=True, help="recipe of pretrain; --section.key=value changes it"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for optimizers.json and optimizers.png")
+    parser = study_parser(PROG, __doc__, "optimizers", steps=500, evaluations=8)
     parser.add_argument(
         "--sweep", action="append", metavar="NAME=LR,LR,...",
         help="an optimizer (muon, lion, adamw or a value of training.optim) and its learning rates, repeatable; "
         f"default: adamw and muon, each at {RATES}",
     )  # fmt: skip
-    parser.add_argument("--steps", type=count, default=500, help="of every run; default %(default)s")
     parser.add_argument("--timing-steps", type=count, default=60, help="of the runs alone; default %(default)s")
-    parser.add_argument("--evaluations", type=count, default=8, help="on the way of every run; default %(default)s")
-    parser.add_argument("--jobs", type=count, default=1, help="runs at the same time; default %(default)s")
-    parser.add_argument("--minutes", type=positive, help="stop then, with what there is")
-    parser.add_argument("--add", type=Path, action="append", default=[], help="optimizers.json of an earlier study")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
 

@@ -1,18 +1,23 @@
 """Runs of the pretrain stage that differ in a few keys, each in a process of its own: their losses and their speed."""
 
 import json
+import math
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from ingot.planning.arguments import Parser, count, positive
 from ingot.planning.sweep import STEPS_OF_SCHEDULE, tokens_per_step
 from ingot.recipe import InputError, apply_overrides, build_recipe
 from ingot.recipe_yaml import dump_yaml, read_yaml
@@ -41,6 +46,33 @@ class Run:
     steps: int | None = None
     program: tuple[str, ...] = INGOT
     about: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+def study_parser(prog: str, description: str | None, result: str, steps: int, evaluations: int) -> Parser:
+    """A parser with the words that every study takes; `result` names its JSON and its plot."""
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--config", type=Path, required=True, help="recipe of pretrain; --section.key=value changes it"
+    )
+    parser.add_argument("--out", type=Path, required=True, help=f"folder for {result}.json and {result}.png")
+    parser.add_argument("--steps", type=count, default=steps, help="of every run; default %(default)s")
+    parser.add_argument(
+        "--evaluations", type=count, default=evaluations, help="on the way of every run; default %(default)s"
+    )
+    parser.add_argument("--jobs", type=count, default=1, help="runs at the same time; default %(default)s")
+    parser.add_argument("--minutes", type=positive, help="stop then, with what there is")
+    parser.add_argument("--add", type=Path, action="append", default=[], help=f"{result}.json of an earlier study")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+@contextmanager
+def open_study(words: Namespace, overrides: tuple[str, ...]) -> Iterator["Study"]:
+    """The study that the words ask for, its runs in a folder that is gone afterwards; only results go to stdout."""
+    words.out.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + 60 * (words.minutes or math.inf)
+    with TemporaryDirectory(prefix="ingot-") as folder, redirect_stdout(sys.stderr):
+        yield Study(words.config, overrides, words.steps, words.evaluations, Path(folder), deadline)
 
 
 @dataclass(frozen=True)
