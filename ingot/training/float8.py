@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from ingot.recipe import InputError
 from modeling import IngotForCausalLM
@@ -52,8 +51,8 @@ def _refuse(model: IngotForCausalLM) -> None:
         raise InputError(f"run.fp8: no module's widths are multiples of {MULTIPLE} (model.hidden_size is {width})")
 
 
-class Float8CrossEntropy(torch.autograd.Function):
-    """ChunkedCrossEntropy with its three products in float8.
+class Float8CrossEntropy(ChunkedCrossEntropy):
+    """The same with its three products in float8.
 
     The gradient of a label's own logit, probability - 1, stays out of the float8 matrix and is added on its own: it is
     the largest of a row by far, and e5m2 would keep two digits of it.
@@ -91,11 +90,6 @@ class Float8CrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype, ctx.done = weight.dtype, False
         return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return ChunkedCrossEntropy.backward(ctx, grad_total)
 
 
 def _for_shape(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,6 @@
 """`run.fp8`: float8 products that train nearly the same model; all of them run on a CPU too."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from modeling.modeling_ingot import ChunkedCrossEntropy
 
 from .conftest import Pretrain
 
-pytest.importorskip("torchao")
+layers = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed: pip install '.[gpu]'")
 
 
 def both(labels: torch.Tensor, rows: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -63,6 +64,7 @@ def model(**changes: Any) -> IngotForCausalLM:
     return IngotForCausalLM(IngotConfig(**{**fields, "num_attention_heads": 2, "num_key_value_heads": 1, **changes}))
 
 
+@layers
 def test_names_stay_and_other_widths_are_left_out() -> None:
     plain, converted = model(), model()
     train_in_float8(converted)
@@ -75,6 +77,7 @@ def test_names_stay_and_other_widths_are_left_out() -> None:
 
 
 def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(float8, "find_spec", lambda name: object())  # torchao is there
     with pytest.raises(InputError, match="multiples of 16.*hidden_size is 24"):
         train_in_float8(model(hidden_size=24))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -87,6 +90,7 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         train_in_float8(model())
 
 
+@layers
 @pytest.mark.parametrize("asked", [True, "layers"])
 def test_a_run_in_float8_learns_evaluates_and_writes_samples(asked: bool | str, pretrain: Pretrain) -> None:
     changes: dict[str, Any] = {"training__bf16": True, "training__max_steps": 6, "run__sample_prompts": ["red"]}
@@ -101,6 +105,7 @@ def test_a_run_in_float8_learns_evaluates_and_writes_samples(asked: bool | str, 
     assert (folder / "samples/step-000006.md").read_text().startswith("**red**")
 
 
+@layers
 def test_a_plain_loss_leaves_the_head_as_it_is() -> None:
     converted = model(loss_implementation="plain")
     train_in_float8(converted)
