@@ -804,7 +804,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             chunk, targets = hidden_states[start : start + rows], labels[start : start + rows, None]
             valid = targets != -100
             loss, grad_logits = step(chunk @ table.t(), targets.where(valid, 0), valid)
-            total += loss
+            total = total + loss  # not in place: torch.compile of torch 2.11 would lose its gradient
             grad_hidden[start : start + rows] = (grad_logits @ table) * valid
             if needs_weight:
                 add_product(grad_weight, grad_logits.t(), chunk * valid)

@@ -80,7 +80,7 @@ class Float8CrossEntropy(ChunkedCrossEntropy):
             log_sums, loss, of_target = run(log_sums_and_loss)(logits, targets, valid)
             probabilities, probabilities_across = run(cast_probabilities)(logits, log_sums, targets, valid)
             del logits
-            total += loss
+            total = total + loss  # as in the class above
             own = of_target * valid
             spread = product(probabilities, table_across, one, table_scale, chunk.dtype)
             grad_hidden[part] = spread + own * weight[targets[:, 0]].to(chunk.dtype)
