@@ -17,8 +17,8 @@ from ingot.benchmark.training_runs import (
     Row,
     Run,
     Study,
+    earlier_rows,
     open_study,
-    read_study,
     study_parser,
     take_overrides,
     train_all,
@@ -66,7 +66,7 @@ def _runs(words: argparse.Namespace) -> list[Run]:
     """
     texts = words.run or ["stock", "bf16", f"{OF_CHANCE}2 --training.seed=2", "fp8 --run.fp8=true"]
     runs = [_run(text, words.stock_micro_batch) for text in texts]
-    earlier = [row["name"] for path in words.add for row in read_study(path)["runs"]]
+    earlier = [row["name"] for row in earlier_rows(words)]
     names = [*earlier, *(run.name for run in runs)]
     for name in names:
         if names.count(name) > 1:
@@ -98,7 +98,7 @@ def check_steps(study: Study, runs: Sequence[Run]) -> None:
 
 def _measure(study: Study, runs: Sequence[Run], words: argparse.Namespace) -> dict[str, Any]:
     """Trains; the results are written anew after every run."""
-    rows: list[Row] = [row for path in words.add for row in read_study(path)["runs"]]
+    rows: list[Row] = earlier_rows(words)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     results: dict[str, Any] = {"device": where, "torch": torch.__version__, "steps": study.steps}
     results |= {"against": words.against, "runs": rows}

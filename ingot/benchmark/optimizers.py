@@ -19,8 +19,8 @@ from ingot.benchmark.training_runs import (
     Row,
     Run,
     Study,
+    earlier_rows,
     open_study,
-    read_study,
     study_parser,
     take_overrides,
     train_all,
@@ -88,7 +88,7 @@ def _run(kind: str, optimizer: str, rate: float, steps: int | None = None) -> Ru
 
 def _measure(study: Study, sweep: Sweep, words: argparse.Namespace) -> dict[str, Any]:
     """The timing, the sweep, then equal time; the results are written anew after every run."""
-    rows: list[Row] = [row for path in words.add for row in read_study(path)["runs"]]
+    rows: list[Row] = earlier_rows(words)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     results: dict[str, Any] = {"device": where, "torch": torch.__version__, "steps": study.steps, "runs": rows}
 
@@ -97,7 +97,8 @@ def _measure(study: Study, sweep: Sweep, words: argparse.Namespace) -> dict[str,
         results["optimizers"] = summary(rows)
         write_json(words.out / "optimizers.json", results)
 
-    alone = [_run("timing", name, rates[0], words.timing_steps) for name, rates in sweep.items()]
+    timed = {row["optimizer"] for row in rows if row["kind"] == "timing"}  # two GPUs would not compare
+    alone = [_run("timing", name, rates[0], words.timing_steps) for name, rates in sweep.items() if name not in timed]
     train_all(study, alone, 1, keep)
     train_all(study, [_run("sweep", n, rate) for n, rates in sweep.items() for rate in rates], words.jobs, keep)
     fewer = equal_time_steps(summary(rows), study.steps)

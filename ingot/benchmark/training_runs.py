@@ -15,6 +15,7 @@ from pathlib import Path
 from shutil import rmtree
 from statistics import median
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
 from ingot.planning.arguments import Parser, count, positive
@@ -120,9 +121,12 @@ def train_all(study: Study, runs: Sequence[Run], at_once: int, done: Callable[[R
     for run in runs:
         study.recipe(run)
 
+    turn = Lock()  # runs that end together: `done` writes a file
+
     def one(run: Run) -> Row:
         row = train(study, run)
-        done(row)
+        with turn:
+            done(row)
         return row
 
     with ThreadPoolExecutor(at_once) as pool:
@@ -178,17 +182,26 @@ def _losses(folder: Path) -> Row:
     }
 
 
-def read_study(path: Path) -> dict[str, Any]:
-    """The results of an earlier study.
+def earlier_rows(words: Namespace) -> list[Row]:
+    """The rows of the studies that `--add` names, without the runs that did not reach their end.
 
-    Raises: InputError for a file that is none.
+    Raises: InputError for a file that is no study, or one of other steps: their losses do not compare.
     """
+    return [row for path in words.add for row in _ended_rows(path, words.steps)]
+
+
+def _ended_rows(path: Path, steps: int) -> list[Row]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(found["runs"], list)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(f"{path}: not the results of an earlier study ({type(error).__name__})") from error
-    return dict(found)
+        rows = [row for row in found["runs"] if "error" not in row]
+        earlier = int(found["steps"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--add: {path}: not the results of an earlier study ({type(error).__name__})") from error
+    if earlier != steps:
+        raise InputError(f"--add: {path}: its runs took {earlier} steps: --steps={earlier} makes new ones like them")
+    if len(rows) < len(found["runs"]):
+        logger.info("%s: left out, for they did not reach their end: %s", path, len(found["runs"]) - len(rows))
+    return rows
 
 
 def take_overrides(words: Sequence[str], prog: str) -> tuple[str, ...]:

@@ -55,6 +55,15 @@ def test_the_best_of_the_sweep_runs_again_in_equal_time(
     assert (tmp_path / "optimizers.png").stat().st_size > 1000
 
 
+def test_a_sweep_is_widened_and_nothing_is_timed_again(trained: list[dict[str, Any]], tmp_path: Path) -> None:
+    words = ["--config", RECIPE, "--steps", "200", "--timing-steps", "20", "--run.global_batch_size=16"]
+    optimizers_command([*words, "--out", str(tmp_path / "a"), "--sweep", "adamw=2e-3", "--sweep", "muon=1e-3"])
+    more = ["--out", str(tmp_path / "b"), "--sweep", "muon=4e-3", "--add", str(tmp_path / "a/optimizers.json")]
+    optimizers_command([*words, *more])
+    assert [r["training"]["max_steps"] for r in trained] == [20, 20, 200, 200, 160, 200, 160]
+    assert trained[-1]["training"]["learning_rate"] == 4e-3  # the best of both studies, in equal time
+
+
 def test_an_optimizer_that_never_ended_has_no_best() -> None:
     rows = [
         {"name": "a", "optimizer": "a", "kind": "timing", "tokens_per_second": 50.0, "heldout": []},

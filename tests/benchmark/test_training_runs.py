@@ -3,13 +3,15 @@
 import json
 import subprocess
 import sys
+import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ingot.benchmark import training_runs
-from ingot.benchmark.training_runs import Run, Study, read_study, take_overrides, train_all
+from ingot.benchmark.training_runs import Run, Study, earlier_rows, take_overrides, train_all
 from ingot.recipe import InputError
 from ingot.recipe_yaml import read_yaml
 
@@ -62,6 +64,18 @@ def test_rows_tell_losses_and_speed_and_nothing_is_left(tmp_path: Path, monkeypa
     assert not (tmp_path / "a").exists()
 
 
+def test_runs_that_end_together_are_told_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", trained(METRICS))
+    within: list[str] = []
+
+    def done(row: dict[str, Any]) -> None:
+        within.append(row["name"])
+        time.sleep(0.05)
+        assert within.pop() == row["name"] and not within
+
+    train_all(study_in(tmp_path), [Run(name) for name in "abcd"], 4, done)
+
+
 def test_a_failed_run_is_a_row_with_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", trained(METRICS[:2], code=3))
     (row,) = train_all(study_in(tmp_path), [Run("a")], 1, lambda _: None)
@@ -83,10 +97,18 @@ def test_a_wrong_key_is_told_before_anything_runs(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_failed_runs_of_an_earlier_study_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "earlier.json"
+    path.write_text('{"steps": 9, "runs": [{"name": "a"}, {"name": "b", "error": "no time"}]}')
+    assert earlier_rows(Namespace(add=[path], steps=9)) == [{"name": "a"}]
+    with pytest.raises(InputError, match=r"earlier.json: its runs took 9 steps: --steps=9"):
+        earlier_rows(Namespace(add=[path], steps=10))
+
+
 def test_words_that_are_no_keys_are_refused(tmp_path: Path) -> None:
     assert take_overrides(["--training.seed=2"], "x") == ("--training.seed=2",)
     with pytest.raises(InputError, match="--stepz: no such option"):
         take_overrides(["--stepz", "3"], "x")
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(InputError, match=r"other.json: not the results of an earlier study"):
-        read_study(tmp_path / "other.json")
+        earlier_rows(Namespace(add=[tmp_path / "other.json"], steps=9))
