@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from ingot.planning.architecture import Architecture, Layer, Matrix
 from ingot.planning.setups import Formats, TrainingSetup
 
+CACHED_PARTS = ("attention", "feed_forward", "shared_experts", "router")  # autocast casts these itself
+
 
 @dataclass(frozen=True)
 class LayerBytes:
@@ -16,7 +18,8 @@ class LayerBytes:
 
     saved: int  # activations kept for backward, the layer's input among them
     copies: int  # autocast's copies of its weights, kept for backward
-    cached_copies: int  # those of them that autocast keeps to the end of forward even when backward does not need them
+    cached_copies: int  # those that autocast keeps until forward ends even when backward does not need them; none of a
+    # compiled layer, which casts inside its own graph
     gradients: int  # of its weights, whole
     backward: int  # needed at the worst moment of its backward, beside what is saved
 
@@ -36,8 +39,8 @@ def layer_bytes(architecture: Architecture, layer: Layer, setup: TrainingSetup, 
     last_gradient = formats.gradient * trained_values(down, setup)
     return LayerBytes(
         saved=saved + _feed_forward(layer, setup, formats),
-        copies=_copies(layer, setup, formats, ("attention", "feed_forward", "shared_experts", "router", "experts")),
-        cached_copies=_copies(layer, setup, formats, ("attention", "feed_forward", "shared_experts", "router")),
+        copies=_copies(layer, setup, formats, (*CACHED_PARTS, "experts")),
+        cached_copies=0 if setup.compiled else _copies(layer, setup, formats, CACHED_PARTS),
         gradients=formats.gradient * trained,
         backward=_feed_forward_backward(layer, setup, formats) + tokens * formats.residual * width + last_gradient,
     )
@@ -115,7 +118,8 @@ def _feed_forward(layer: Layer, setup: TrainingSetup, formats: Formats) -> int:
     if layer.kind == "moe":
         rows = tokens * layer.experts_per_token
         up, down = (m for m in layer.matrices if m.part == "experts")
-        total += formats.compute * rows * (up.inputs + up.outputs + 2 * down.inputs + down.outputs)
+        inner = (1 if setup.compiled else 2) * down.inputs
+        total += formats.compute * rows * (up.inputs + up.outputs + inner + down.outputs)
         total += tokens * 8 * layer.num_experts + rows * 48  # router, and the indices of the sorting
     return total
 

@@ -69,7 +69,8 @@ def estimate_memory(
     moments["optimizer step"] = Counter(gradients=kept.gradients, temporary=kept.step)
     if setup.eval_micro_batch:
         inside = evaluation_bytes(architecture, setup, formats, total_memory)
-        copies = sum(layer.cached_copies for layer in layers) if setup.adapter == "none" else 0
+        own = max(layer.copies - layer.cached_copies for layer in layers)  # of one layer at a time
+        copies = own + sum(layer.cached_copies for layer in layers) if setup.adapter == "none" else 0
         moments["evaluation"] = Counter(weight_copies=copies, activations=inside, gathered_weights=kept.gathered)
     for parts in moments.values():
         parts.update(_always(kept))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ingot.planning.architecture import Architecture, Sizes
+from ingot.benchmark.memory_cases import Case
+from ingot.planning.architecture import Architecture, Sizes, architecture_of_config
 from ingot.planning.memory import (
     MemoryEstimate,
     TrainingSetup,
@@ -71,6 +72,27 @@ def test_flagship_by_hand() -> None:
 def test_what_was_measured_on_h200s(micro_batch: int, changes: dict[str, Any], gib: float) -> None:
     setup = replace(STEP, micro_batch=micro_batch, packed=False, compiled=True)
     assert estimate(replace(setup, **changes)).peak_bytes / GIB == pytest.approx(gib, rel=0.01)
+
+
+CARD: dict[str, Any] = {"optimizer": "adamw_torch_8bit", "gradient_checkpointing": True}
+
+
+@pytest.mark.parametrize(
+    ("case", "gib"),
+    [
+        (Case("500m-8gb", 2, 1024, gradient_accumulation_steps=128, **CARD), 5.359),
+        (Case("730m-12gb", 8, 384, gradient_accumulation_steps=64, **CARD), 8.696),
+        (Case("1b5-24gb", 4, 1024, gradient_accumulation_steps=64, **CARD), 16.726),
+        (Case("moe-small", 32, 1024, packed=False), 19.58),
+        (Case("moe-small", 64, 1024, packed=False), 33.37),
+        (Case("1b8", 4, 8192, gradient_checkpointing=True), 28.82),
+        (Case("1b8", 1, 32768, gradient_checkpointing=True), 28.82),
+    ],
+)
+def test_what_recipes_took_on_an_h200(case: Case, gib: float) -> None:
+    memory = {"500m-8gb": 7_500_000_000, "730m-12gb": 11_500_000_000, "1b5-24gb": 23_000_000_000}.get(case.model, H200)
+    found = estimate_memory(architecture_of_config(case.config), case.setup, memory)
+    assert found.peak_bytes / GIB == pytest.approx(gib, rel=0.02)
 
 
 def test_parts_add_up_and_classic_ones_are_exact() -> None:
