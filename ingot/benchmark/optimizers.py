@@ -142,11 +142,15 @@ def _ended(row: Row) -> bool:
 
 
 def equal_time_steps(found: dict[str, dict[str, Any]], steps: int) -> dict[str, tuple[float, int]]:
-    """(best learning rate, steps) of every optimizer that is slower than the fastest, for that one's time."""
+    """(best learning rate, steps) for the time of the fastest optimizer, of every other that has not run so yet."""
     timed = {name: one for name, one in found.items() if one["tokens_per_second"] and "best" in one}
     fastest = max((one["tokens_per_second"] for one in timed.values()), default=None)
     fewer = {name: int(steps * one["tokens_per_second"] / (fastest or math.inf)) for name, one in timed.items()}
-    return {name: (timed[name]["best"], number) for name, number in fewer.items() if 0 < number < steps}
+    return {
+        name: (timed[name]["best"], number)
+        for name, number in fewer.items()
+        if 0 < number < steps and "equal_time_loss" not in timed[name]
+    }
 
 
 def table(results: dict[str, Any]) -> str:

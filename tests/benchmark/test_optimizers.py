@@ -62,6 +62,10 @@ def test_a_sweep_is_widened_and_nothing_is_timed_again(trained: list[dict[str, A
     optimizers_command([*words, *more])
     assert [r["training"]["max_steps"] for r in trained] == [20, 20, 200, 200, 160, 200, 160]
     assert trained[-1]["training"]["learning_rate"] == 4e-3  # the best of both studies, in equal time
+    again = ["--out", str(tmp_path / "d"), "--sweep", "muon=9e-3", "--add", str(tmp_path / "b/optimizers.json")]
+    trained.clear()
+    optimizers_command([*words, *again])
+    assert [r["training"]["learning_rate"] for r in trained] == [9e-3]  # worse: the best has run in equal time
 
 
 def test_an_optimizer_that_never_ended_has_no_best() -> None:
