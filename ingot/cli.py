@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ingot import __version__
+from ingot.failures import end_with
 from ingot.recipe import Recipe, load_recipe, parse_command_line
 from ingot.recipe_errors import nearest
 from ingot.recipe_yaml import InputError, apply_overrides
-from ingot.runs import exit_code_of
 
 # stage -> (module, recipe class), in the order of a model's life
 STAGES = {
@@ -160,7 +160,7 @@ def _recipe(stage: str, arguments: list[str]) -> Recipe:
 
 def entry_point() -> NoReturn:
     """The console script."""
-    sys.exit(exit_code_of(lambda: command(sys.argv[1:])))
+    end_with(lambda: command(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How a command ends: failures that one line tells, signals, and exit codes."""
 
+import atexit
 import errno
 import os
 import signal
@@ -9,8 +10,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
+from ingot.logs import num_processes
 from ingot.recipe_yaml import InputError
 
 # module -> the extra of setup.cfg that brings it
@@ -40,6 +42,29 @@ class DiskFull(RunFailed):
 
 class NotFinite(RunFailed, FloatingPointError):
     """A loss, a gradient or a weight is NaN or infinite; the message names the step and the rows."""
+
+
+def end_with(action: Callable[[], Any]) -> NoReturn:
+    """Runs an action and ends the process with its exit code.
+
+    One of several processes ends before the destructors of torch's libraries run: with torch 2.11 they may abort it,
+    and its launcher then ends the first process while that still writes the result.
+    """
+    code = 3
+
+    def end_now() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    if num_processes() > 1:
+        atexit.register(end_now)  # registered first, called last, after threads and workers have ended
+    try:
+        code = exit_code_of(action)
+    except SystemExit as ending:  # such as after --help
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        raise
+    sys.exit(code)
 
 
 def exit_code_of(action: Callable[[], Any]) -> int:

@@ -160,9 +160,9 @@ def main(recipe_class: type[R], run: Callable[[R], Any], argv: Sequence[str] | N
 
     Exit codes: 0 done, 2 wrong input, 3 the run failed, 130 interrupted.
     """
-    from ingot.runs import exit_code_of
+    from ingot.failures import end_with
 
-    sys.exit(exit_code_of(lambda: run(parse_command_line(recipe_class, sys.argv[1:] if argv is None else argv))))
+    end_with(lambda: run(parse_command_line(recipe_class, sys.argv[1:] if argv is None else argv)))
 
 
 def parse_command_line(recipe_class: type[R], argv: Sequence[str]) -> R:

@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,3 +65,31 @@ def test_every_extra_that_an_error_names_is_in_setup_cfg(root: Path) -> None:
     for module, extra in failures.EXTRAS.items():
         section = text.split(f"\n{extra} =\n")[1].split("\n[")[0]
         assert re.search(rf"^    {module.replace('_', '[-_]')}\b", section, re.M), f"{module} is not in {extra}"
+
+
+# torch's destructors may abort one of several processes after everything is done; what runs at exit still has to
+ENDING = """
+import atexit, ctypes, sys
+from ingot.failures import end_with
+
+def act():
+    atexit.register(print, "at exit")
+    libc = ctypes.CDLL(None)
+    libc.on_exit(libc.abort, None)
+    if sys.argv[1] == "help":
+        sys.exit(0)
+    if sys.argv[1] == "error":
+        raise FileNotFoundError(2, "No such file", "x")
+
+end_with(act)
+"""
+
+
+@pytest.mark.parametrize(("word", "code"), [("done", 0), ("help", 0), ("error", 3)])
+def test_one_of_several_processes_ends_without_the_destructors_of_libraries(word: str, code: int) -> None:
+    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "1"}
+    words = [sys.executable, "-c", ENDING, word]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "at exit\n"), done.stderr
+    alone = subprocess.run(words, env={**environment, "WORLD_SIZE": "1"}, capture_output=True, check=False)
+    assert alone.returncode == -6  # the destructors do run where there is one process

@@ -118,8 +118,8 @@ def _feed_forward(layer: Layer, setup: TrainingSetup, formats: Formats) -> int:
     if layer.kind == "moe":
         rows = tokens * layer.experts_per_token
         up, down = (m for m in layer.matrices if m.part == "experts")
-        inner = (1 if setup.compiled else 2) * down.inputs
-        total += formats.compute * rows * (up.inputs + up.outputs + inner + down.outputs)
+        kept_inside = (1 if setup.compiled else 2) * down.inputs
+        total += formats.compute * rows * (up.inputs + up.outputs + kept_inside + down.outputs)
         total += tokens * 8 * layer.num_experts + rows * 48  # router, and the indices of the sorting
     return total
 

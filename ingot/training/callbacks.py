@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ingot.failures import FULL
 from ingot.files import append_text
@@ -318,5 +319,8 @@ class SamplesCallback(TrainerCallback):
 
 
 def _is_sharded(model: Any) -> bool:
-    """Whether this process holds only a part of the weights (ZeRO-3, FSDP2), so that it cannot generate alone."""
-    return any(p.numel() == 0 or isinstance(p, DTensor) for p in model.parameters())
+    """Whether processes share out the weights (ZeRO-3, FSDP2), so that none can generate alone.
+
+    ZeRO-3 leaves small weights whole, and `generate` waits for the other processes all the same.
+    """
+    return is_deepspeed_zero3_enabled() or any(isinstance(p, DTensor) for p in model.parameters())

@@ -84,7 +84,7 @@ def start() -> Iterator[Start]:
 def recipe_file(corpus: Path, tmp_path: Path) -> Path:
     """A recipe of eight blocks a step, however many processes there are."""
     tree = pretrain_tree(corpus, tmp_path / "pretrain")
-    tree["run"]["global_batch_size"] = 8
+    tree["run"] |= {"global_batch_size": 8, "sample_prompts": ["red"]}
     del tree["training"]["use_cpu"]  # the script sets it itself
     path = tmp_path / "pretrain.yaml"
     path.write_text(dump_yaml(tree))
