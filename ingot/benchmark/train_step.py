@@ -20,6 +20,7 @@ from ingot.benchmark.train_step_cases import (
     VARIANTS,
     Case,
     Ladder,
+    base_tree,
     check_overrides,
     has_experts,
     ladders,
@@ -29,9 +30,10 @@ from ingot.benchmark.train_step_defaults import fitting_micro_batches, standard_
 from ingot.benchmark.train_step_processes import Workshop, ask_machine
 from ingot.benchmark.train_step_report import GB, RATE, Row, best_rows, plot, table
 from ingot.failures import interruptible
-from ingot.planning.arguments import Parser, count, number, positive
-from ingot.recipe import InputError
+from ingot.planning.arguments import Parser, count, number, output_file, positive
+from ingot.recipe import InputError, build_recipe
 from ingot.runs import get_logger, write_json
+from ingot.training.pretrain import PretrainRecipe
 
 logger = get_logger(__name__)
 
@@ -99,8 +101,8 @@ def _parser() -> Parser:
     how.add_argument("--warmup-steps", type=count, help="steps before them; default 5, on a CPU 2")
     how.add_argument("--timeout", type=positive, default=300.0, help="seconds for a case; default %(default).0f")
     how.add_argument("--time-limit", type=number(least=0), help="seconds after which no further case is started")
-    how.add_argument("--out", type=Path, help="JSON file, written anew after every case")
-    how.add_argument("--plot", type=Path, help="picture of the table")
+    how.add_argument("--out", type=output_file, help="JSON file, written anew after every case")
+    how.add_argument("--plot", type=output_file, help="picture of the table")
     how.add_argument("--json", action="store_true", help="print JSON and nothing else")
     return parser
 
@@ -139,6 +141,8 @@ def planned(asked: argparse.Namespace, machine: Row) -> Iterator[Ladder]:
 
     Raises: InputError for a recipe or strategy that there is not.
     """
+    if not (asked.ingot or asked.stock) or asked.strategy == ():
+        raise InputError("nothing to measure: leave out --no-ingot or --no-stock, and give --strategy a name")
     processes = asked.num_processes or max(1, machine["num_gpus"])
     if 0 < machine["num_gpus"] < processes:
         raise InputError(f"--num-processes: {processes}, and this machine has {machine['num_gpus']} GPUs")
@@ -173,7 +177,11 @@ def _base(asked: argparse.Namespace, on_gpu: bool) -> Case:
 
 
 def _of(base: Case, asked: argparse.Namespace, room: int | None) -> Iterator[Ladder]:
-    """The ladders of one recipe, strategy and length."""
+    """The ladders of one recipe, strategy and length.
+
+    Raises: InputError for a recipe, or a key of `--set`, that pretrain would refuse.
+    """
+    build_recipe(PretrainRecipe, base_tree(base), base.recipe)
     own = own_micro_batch(base)
     return ladders(
         replace(base, twin=asked.dense_twin and has_experts(base)),

@@ -133,7 +133,7 @@ def recipe_tree(case: Case, corpus: Path, run_dir: Path) -> dict[str, Any]:
         data["seq_length"] = model["max_position_embeddings"] = case.seq_length
     run = {key: value for key, value in tree["run"].items() if key != "sample_prompts"}
     run |= {"dir": str(run_dir), "global_batch_size": global_batch_size(case)}
-    run |= {"fp8": True} if case.precision == "fp8" else {}
+    run["fp8"] = (run.get("fp8") or True) if case.precision == "fp8" else False
     return {**tree, "model": model, "data": data, "training": training, "run": run}
 
 

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
 
-from ingot.planning.arguments import Parser, count, positive
+from ingot.planning.arguments import Parser, count, output_folder, positive
 from ingot.planning.sweep import STEPS_OF_SCHEDULE, tokens_per_step
 from ingot.recipe import InputError, apply_overrides, build_recipe
 from ingot.recipe_yaml import dump_yaml, read_yaml
@@ -55,7 +55,7 @@ def study_parser(prog: str, description: str | None, result: str, steps: int, ev
     parser.add_argument(
         "--config", type=Path, required=True, help="recipe of pretrain; --section.key=value changes it"
     )
-    parser.add_argument("--out", type=Path, required=True, help=f"folder for {result}.json and {result}.png")
+    parser.add_argument("--out", type=output_folder, required=True, help=f"folder for {result}.json and {result}.png")
     parser.add_argument("--steps", type=count, default=steps, help="of every run; default %(default)s")
     parser.add_argument(
         "--evaluations", type=count, default=evaluations, help="on the way of every run; default %(default)s"
@@ -70,7 +70,6 @@ def study_parser(prog: str, description: str | None, result: str, steps: int, ev
 @contextmanager
 def open_study(words: Namespace, overrides: tuple[str, ...]) -> Iterator["Study"]:
     """The study that the words ask for, its runs in a folder that is gone afterwards; only results go to stdout."""
-    words.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * (words.minutes or math.inf)
     with TemporaryDirectory(prefix="ingot-") as folder, redirect_stdout(sys.stderr):
         yield Study(words.config, overrides, words.steps, words.evaluations, Path(folder), deadline)

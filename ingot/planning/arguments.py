@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,6 +51,26 @@ class Parser(argparse.ArgumentParser):
         word = argument.split("=")[0]
         near = nearest(word, self.known())
         raise InputError(f"{self.prog}: {word}: no such option" + (f"; did you mean {near}?" if near else ""))
+
+
+def output_folder(text: str) -> Path:
+    """A type for argparse: a folder that can be written to; it is made."""
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' cannot be written to: {error.strerror}") from error
+    return path
+
+
+def output_file(text: str) -> Path:
+    """A type for argparse: a file that can be written; its folder is made."""
+    path = Path(text)
+    output_folder(str(path.parent))
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"'{text}' is a folder; name a file")
+    return path
 
 
 def number(

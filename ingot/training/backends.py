@@ -16,12 +16,9 @@ def describe_backends(
     dtype: torch.dtype,
     fp8: bool,
     compiling: Compiling,
-    asked_attention: bool,
 ) -> Iterator[str]:
     """A line for attention, the loss, the layers and float8."""
-    yield f"attention: {_attention(model, device, dtype)}" + (
-        " (model.attn_implementation)" if asked_attention else ""
-    )
+    yield f"attention: {_attention(model, device, dtype)}"
     yield f"loss: {_loss(model, device)}"
     yield f"layers: {'compiled one by one' if compiling.wanted else 'not compiled'}: {compiling.reason}" + (
         "" if "training." in compiling.reason else f"; --training.torch_compile={str(not compiling.wanted).lower()}"
@@ -33,8 +30,10 @@ def describe_backends(
 
 def _attention(model: IngotForCausalLM, device: torch.device, dtype: torch.dtype) -> str:
     """The kernel, and how it learns where packed documents begin."""
-    name = model.config._attn_implementation
-    if name != "sdpa" or device.type != "cuda":
+    name = str(model.config._attn_implementation)
+    if name != "sdpa":
+        return f"{name} (model.attn_implementation)"
+    if device.type != "cuda":
         return name
     if takes_beginnings(model.config, device, dtype, training=True):
         return "sdpa (cuDNN or flash); torch's varlen kernel, which needs no mask, where blocks hold several documents"

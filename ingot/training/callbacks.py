@@ -134,7 +134,7 @@ class MetricsCallback(TrainerCallback):
         What is measured goes into `logs` too, for the callbacks that come after this one.
         """
         logs = {} if logs is None else logs
-        if "train_runtime" in logs:
+        if "train_loss" in logs:
             return
         if "loss" in logs:
             logs |= self.throughput.measure(state.global_step) | peak_memory() | self.gpu.take()

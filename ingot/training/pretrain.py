@@ -21,6 +21,9 @@ class PretrainModel(UpstreamSection, upstream="modeling.IngotConfig"):
     """The architecture: any field of IngotConfig, and the tokenizer that goes with it."""
 
     tokenizer: Annotated[FilePath, StageFolder("train_tokenizer", hub=True)] = Field(description="tokenizer folder")
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = Field(
+        "sdpa", description="which library computes attention; sdpa: torch, with the fastest of its kernels"
+    )
 
     def problems(self, seq_length: int) -> Iterator[str]:
         """What IngotConfig refuses, told before any data is read."""
@@ -34,13 +37,14 @@ class PretrainModel(UpstreamSection, upstream="modeling.IngotConfig"):
             yield f"model: {' '.join(str(error).split())}"
 
 
-# keys of TrainingArguments that would have no effect here, each with the reason
+# keys of TrainingArguments that would have no effect here, or a wrong one, each with the reason
 UNUSED = {
     "data_seed": "the order of the blocks is drawn from training.seed",
     "dataloader_drop_last": "blocks run on from one pass to the next",
     "do_train": "this stage trains",
     "do_eval": "training.eval_strategy says when",
     "do_predict": "nothing is predicted here",
+    "label_smoothing_factor": "upstream's smoothing would compare each token with itself, not with the next",
 }
 
 

@@ -46,6 +46,7 @@ from ingot.training.profiling import profile_report, step_profile
 from ingot.training.schedule import check_schedule
 from ingot.vocabulary import Shards, check_pair
 from modeling import IngotConfig, IngotForCausalLM
+from modeling.modeling_ingot import FUSED_AVAILABLE
 
 logger = get_logger(__name__)
 
@@ -90,10 +91,7 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
     trainer.remove_callback(PrinterCallback)
     trainer.step_profile = step_profile(recipe.run.profile, folder, arguments.device.type == "cuda")
     describe(model, data, arguments)
-    attention = "attn_implementation" in recipe.model.upstream_values()
-    for line in describe_backends(
-        model, arguments.device, compute_format(arguments), bool(recipe.run.fp8), compiling, attention
-    ):
+    for line in describe_backends(model, arguments.device, compute_format(arguments), bool(recipe.run.fp8), compiling):
         logger.info(line)
     train_to_the_end(trainer, recipe.run, recipe.run.optimizer or OptimizerNames(arguments.optim).value)
     return conclude(trainer, run, tokenizer, data, predicted)
@@ -158,8 +156,13 @@ def model_config(recipe: PretrainRecipe) -> IngotConfig:
 
     Raises: InputError for contradictory values.
     """
+    values = {"max_position_embeddings": recipe.data.seq_length, **recipe.model.upstream_values()}
+    if values.get("loss_implementation") == "fused" and not FUSED_AVAILABLE:
+        raise InputError(f"model.loss_implementation: fused needs torch 2.13, not {torch.__version__}; take chunked")
+    if recipe.model.attn_implementation != "sdpa":
+        values["attn_implementation"] = recipe.model.attn_implementation
     try:
-        return IngotConfig(**{"max_position_embeddings": recipe.data.seq_length, **recipe.model.upstream_values()})
+        return IngotConfig(**values)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise InputError(f"model: {error}") from error
 
@@ -175,7 +178,12 @@ def build_model(
     check_pair(tokenizer, config.vocab_size, "model.vocab_size", needs=("eos",), new=True, shards=shards)
     config.bos_token_id = None
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    return IngotForCausalLM(config)
+    try:
+        return IngotForCausalLM(config)
+    except (ImportError, ValueError) as error:
+        if recipe.model.attn_implementation == "sdpa":
+            raise
+        raise InputError(f"model.attn_implementation: {' '.join(str(error).split())}") from error
 
 
 def check_prompts(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:

@@ -100,6 +100,15 @@ def test_gradients_are_held_between_micro_batches() -> None:
     assert ladder.case.accumulation == "recipe" and all(own % size == 0 for size in ladder.micro_batches)
 
 
+def test_the_precision_is_the_case_s_and_layers_alone_stay_so(tmp_path: Path) -> None:
+    tree = read_yaml(Path(TINY.recipe))
+    tree["run"]["fp8"] = "layers"
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
+    case = replace(TINY, recipe=str(tmp_path / "recipe.yaml"))
+    assert [recipe_of(replace(case, precision=p)).run.fp8 for p in ("bf16", "fp8", "fp32")] == [False, "layers", False]
+    assert recipe_of(replace(TINY, precision="fp8")).run.fp8 is True
+
+
 def test_the_dense_twin_has_as_many_active_parameters() -> None:
     sparse, dense = (architecture_of_config(model_config(recipe_of(replace(MOE, twin=t)))) for t in (False, True))
     assert dense.active == dense.total < sparse.total
@@ -194,6 +203,10 @@ def test_words_become_cases() -> None:
         ("--accumulation some", "'some' is not a number"),
         ("--micro-batches 8,x", "'x' is not a number"),
         ("--precision int4", "there are bf16, fp8, fp32"),
+        ("--plot /proc/nope/x.png", "'/proc/nope' cannot be written to"),
+        ("--no-ingot --no-stock", "nothing to measure"),
+        ("--set training.learning_rte=3", "learning_rate"),
+        (f"--recipe {ROOT / 'recipes/quickstart/sft.yaml'}", "sft.yaml"),
         ("--recipe nowhere.yaml", "nowhere.yaml: no such file"),
         ("--step 3", "did you mean --step"),
     ],
