@@ -77,7 +77,10 @@ def _runs(words: argparse.Namespace) -> list[Run]:
 
 
 def _run(text: str, stock_micro_batch: int) -> Run:
-    name, *keys = shlex.split(text) or [""]
+    try:
+        name, *keys = shlex.split(text) or [""]
+    except ValueError as error:
+        raise InputError(f"--run: '{text}': {error}") from error
     if not name or name.startswith("-"):
         raise InputError(f"--run: '{text}': write a name, then what the run changes: 'fp8 --run.fp8=true'")
     changed = take_overrides(keys, f"{PROG} --run")

@@ -17,6 +17,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
+from zlib import crc32
 
 from ingot.planning.arguments import Parser, count, output_folder, positive
 from ingot.planning.sweep import STEPS_OF_SCHEDULE, tokens_per_step
@@ -108,8 +109,9 @@ class Study:
         return tree
 
     def folder_of(self, run: Run) -> Path:
-        """The run folder."""
-        return self.folder / re.sub(r"[^\w.-]+", "_", run.name)
+        """The run folder; another for every name."""
+        safe = re.sub(r"[^\w.-]+", "_", run.name)
+        return self.folder / (safe if safe == run.name else f"{safe}-{crc32(run.name.encode()):08x}")
 
 
 def train_all(study: Study, runs: Sequence[Run], at_once: int, done: Callable[[Row], None]) -> list[Row]:

@@ -8,7 +8,9 @@ from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
+import torch._inductor
 
+from ingot.recipe import InputError
 from modeling import IngotForCausalLM
 from modeling.modeling_ingot import IngotDecoderLayer, makes_kernels
 
@@ -28,9 +30,14 @@ class Compiling(NamedTuple):
 def take_keys(values: dict[str, Any]) -> tuple[Compiling | None, dict[str, Any]]:
     """The compile keys, None where none is given, and the rest, so that upstream does not compile the whole.
 
-    As upstream takes it, a backend or a mode alone is a yes.
+    As upstream takes it, a backend or a mode alone is a yes. Raises: InputError for one that torch does not know.
     """
     wanted, backend, mode = (values.get(key) for key in KEYS)
+    if backend is not None and backend not in torch._dynamo.list_backends(None):
+        usual = ", ".join(torch._dynamo.list_backends())
+        raise InputError(f"training.torch_compile_backend: torch knows no '{backend}'; there are {usual} and others")
+    if mode is not None and mode not in (modes := list(torch._inductor.list_mode_options())):
+        raise InputError(f"training.torch_compile_mode: torch knows no '{mode}'; there are {', '.join(modes)}")
     rest = {key: value for key, value in values.items() if key not in KEYS}
     if not any(key in values for key in KEYS):
         return None, rest

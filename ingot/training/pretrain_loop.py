@@ -128,6 +128,8 @@ def training_arguments(
         arguments = TrainingArguments(**{**defaults, **values, **fixed})
     except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
+    if arguments.fp16 and arguments.device.type == "cpu":
+        raise InputError("training.fp16: needs a GPU; on a CPU leave it out, or set training.bf16")
     check_schedule(arguments)
     return arguments, steps * per_step
 

@@ -7,8 +7,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 from ingot.recipe import InputError
+from ingot.runs import get_logger
 
 WITHOUT_OPTIONS = ("constant", "constant_with_warmup")
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+
+logger = get_logger(__name__)
 
 
 def check_schedule(arguments: TrainingArguments) -> None:
@@ -22,8 +26,11 @@ def check_schedule(arguments: TrainingArguments) -> None:
     steps, warmup = arguments.max_steps, arguments.get_warmup_steps(arguments.max_steps)
     if name in WITHOUT_OPTIONS and options:
         raise InputError(f"training.lr_scheduler_kwargs: {name} takes none; leave it out")
-    if name == "constant" and warmup:
-        raise InputError("training.warmup_steps: constant has none; use lr_scheduler_type: constant_with_warmup")
+    if name in WITHOUT_WARMUP and warmup:
+        way_out = "use lr_scheduler_type: constant_with_warmup" if name == "constant" else "leave it out"
+        raise InputError(f"training.warmup_steps: {name} has none; {way_out}")
+    if warmup > steps:
+        logger.warning("training.warmup_steps: %d, and the run has %d: the learning rate stays below", warmup, steps)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
     try:
         schedule = get_scheduler(name, optimizer, warmup, steps, options)
@@ -37,7 +44,12 @@ def check_schedule(arguments: TrainingArguments) -> None:
 
 
 def _check_phases(steps: int, warmup: int, options: dict[str, Any]) -> None:
-    phases = warmup + options["num_decay_steps"] + (options.get("num_stable_steps") or 0)
+    decay = options["num_decay_steps"]
+    if decay < 0:
+        raise InputError(f"training.lr_scheduler_kwargs: num_decay_steps is {decay}; give 0 or more")
+    if not 0 <= options.get("min_lr_ratio", 0) <= 1:
+        raise InputError(f"training.lr_scheduler_kwargs: min_lr_ratio is {options['min_lr_ratio']}; give 0 to 1")
+    phases = warmup + decay + (options.get("num_stable_steps") or 0)
     if phases > steps:
         raise InputError(
             f"training.lr_scheduler_kwargs: warmup, stable and decay make {phases} steps and the run has {steps}; "

@@ -48,7 +48,8 @@ def test_a_run_has_the_schedule_of_the_recipe_in_proportion(tmp_path: Path) -> N
     assert training["lr_scheduler_kwargs"]["num_decay_steps"] == 20  # a tenth, as in the recipe
     assert (training["eval_steps"], training["logging_steps"], training["save_strategy"]) == (7, 2, "no")
     assert study.recipe(Run("short", steps=40))["training"]["lr_scheduler_kwargs"]["num_decay_steps"] == 4
-    assert study.recipe(Run("a b"))["run"]["dir"] == str(tmp_path / "a_b")
+    folders = {study.recipe(Run(name))["run"]["dir"] for name in ("a b", "a@b", "a_b")}
+    assert len(folders) == 3 and str(tmp_path / "a_b") in folders
 
 
 def test_rows_tell_losses_and_speed_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

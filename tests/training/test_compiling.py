@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ingot.recipe import InputError
 from ingot.training import compiling
 from ingot.training.callbacks import read_metrics
 from ingot.training.compiling import Compiling, decide, take_keys
@@ -25,6 +26,12 @@ def test_upstream_does_not_see_the_keys() -> None:
     assert take_keys({"torch_compile_backend": "eager"})[0] == Compiling(True, "eager", None, SAID)  # as upstream
     assert take_keys({"torch_compile": False}) == (Compiling(False, None, None, SAID), {})
     assert take_keys({"bf16": True}) == (None, {"bf16": True})
+
+
+@pytest.mark.parametrize("key", ["torch_compile_backend", "torch_compile_mode"])
+def test_what_torch_does_not_know_is_told_before_anything_runs(key: str) -> None:
+    with pytest.raises(InputError, match=f"training.{key}: torch knows no 'silly'; there are .*(inductor|default)"):
+        take_keys({key: "silly"})
 
 
 def test_it_is_decided_by_machine_and_length(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"training__fp16_full_eval": True, "training__bf16_full_eval": True}, "training: "),
     ({"run__sample_prompts": ["red " * 20]}, "run.sample_prompts: 'red red red red red red red red red red ' has 8"),
     ({"run__sample_prompts": ["red", ""]}, "run.sample_prompts: '' has 0 tokens; give 1 to 31"),
+    ({"training__bf16": None, "training__fp16": True}, "training.fp16: needs a GPU"),
     ({"model__attn_implementation": "flash_attention_3"}, "model.attn_implementation: "),
     ({"run__global_batch_size": 6}, "training.per_device_train_batch_size: 4 does not divide the 6 blocks"),
     ({"data__seq_length": 9999, "training__max_steps": None, "training__num_train_epochs": 1}, "less than one block"),

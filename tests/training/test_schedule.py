@@ -53,6 +53,18 @@ def test_constant_stays(pretrain: Pretrain) -> None:
 @pytest.mark.parametrize(
     ("training", "message"),
     [
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "training.warmup_steps: reduce_lr_on_plateau has none"),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": -4}},
+            "num_decay_steps is -4",
+        ),
+        (
+            {
+                "lr_scheduler_type": "warmup_stable_decay",
+                "lr_scheduler_kwargs": {"num_decay_steps": 4, "min_lr_ratio": 2},
+            },
+            "min_lr_ratio is 2; give 0 to 1",
+        ),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "for warmup_stable_decay: .*num_decay_steps"),
         (
             {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 11}},
