@@ -139,4 +139,5 @@ def _copies(layer: Layer, setup: TrainingSetup, formats: Formats, parts: tuple[s
     """Autocast's copies of a layer's matrices; a 4-bit weight is unpacked when it is used."""
     packed = setup.adapter == "qlora"
     found = [m for m in layer.matrices if m.part in parts and not (packed and takes_adapter(m))]
-    return formats.copies * sum(m.parameters for m in found)
+    # stacked experts stay in bfloat16 where the other products are in float8, and are copied as the head is
+    return sum((formats.head_copy if m.part == "experts" else formats.copies) * m.parameters for m in found)

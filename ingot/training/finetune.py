@@ -76,9 +76,8 @@ def training_arguments(config_class: type[Any], values: dict[str, Any], run_dir:
 
     Raises: InputError when upstream refuses a value.
     """
-    quiet = {"report_to": "none", **copying(values)}
     fixed = {"output_dir": str(run_dir), "disable_tqdm": True, "logging_nan_inf_filter": False}
-    values = {**quiet, **values, **fixed}
+    values = {"report_to": "none", **values, **copying(values), **fixed}
     # TRL reads a coefficient of None as "add the experts' balance loss", in a model without experts too
     if getattr(start.config, "router_aux_loss_coef", 0.0) is None:
         values.setdefault("router_aux_loss_coef", 0.0)

@@ -79,12 +79,15 @@ def naming_lost_process() -> Iterator[None]:
 
 
 def copying(values: dict[str, Any]) -> dict[str, Any]:
-    """Training keys with which batches reach a GPU while it works, unless the recipe's `values` say otherwise.
+    """Training keys with which batches reach a GPU while it works; what the recipe's `values` say of it stays.
 
     Upstream's default waits, at every copy, until the GPU has done all that was given to it before.
     """
     pinned = values.get("dataloader_pin_memory", not values.get("use_cpu", False))
-    return {"dataloader_pin_memory": pinned, "accelerator_config": {"non_blocking": pinned}}
+    given = values.get("accelerator_config") or {}
+    if not isinstance(given, dict):  # a file of its own
+        return {"dataloader_pin_memory": pinned}
+    return {"dataloader_pin_memory": pinned, "accelerator_config": {"non_blocking": pinned, **given}}
 
 
 def uses_deepspeed() -> bool:

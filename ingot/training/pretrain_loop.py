@@ -121,11 +121,10 @@ def training_arguments(
     }
     defaults = {
         "report_to": "none",
-        **copying(values),
         "ddp_find_unused_parameters": False,
     }
     try:
-        arguments = TrainingArguments(**{**defaults, **values, **fixed})
+        arguments = TrainingArguments(**{**defaults, **values, **copying(values), **fixed})
     except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
     if arguments.fp16 and arguments.device.type == "cpu":

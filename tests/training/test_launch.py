@@ -22,7 +22,7 @@ from ingot.planning.recipe_setup import strategy_of
 from ingot.recipe import InputError
 from ingot.runs import exit_code_of
 from ingot.training import launch
-from ingot.training.launch import asked_processes, prepare_launch
+from ingot.training.launch import asked_processes, copying, prepare_launch
 
 from .test_optim import tiny_model
 
@@ -326,3 +326,12 @@ def test_locks_of_dead_processes_are_removed_and_those_of_the_living_kept(
     with open(alive):
         launch.drop_dead_locks()
     assert not dead.exists() and alive.exists()
+
+
+def test_a_recipe_s_accelerator_config_keeps_the_copies_that_do_not_wait() -> None:
+    assert copying({"accelerator_config": {"split_batches": True}}) == {
+        "dataloader_pin_memory": True,
+        "accelerator_config": {"non_blocking": True, "split_batches": True},
+    }
+    assert copying({"use_cpu": True})["accelerator_config"] == {"non_blocking": False}
+    assert "accelerator_config" not in copying({"accelerator_config": "own.json"})
