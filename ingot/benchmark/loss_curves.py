@@ -10,14 +10,13 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from ingot.benchmark.curve_plots import plot_variants
 from ingot.benchmark.training_runs import (
     Row,
     Run,
     Study,
     earlier_rows,
+    new_results,
     open_study,
     study_parser,
     take_overrides,
@@ -40,10 +39,11 @@ def loss_curves_command(argv: Sequence[str]) -> None:
     """
     words, rest = _parser().parse_known_args(list(argv))
     overrides = take_overrides(rest, PROG)
-    runs = _runs(words)
+    earlier = earlier_rows(words)
+    runs = _runs(words, [row["name"] for row in earlier])
     with open_study(words, overrides) as study:
         check_steps(study, runs)
-        results = _measure(study, runs, words)
+        results = _measure(study, runs, earlier, words)
     print(json.dumps(results, indent=1) if words.json else table(results))
 
 
@@ -59,14 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _runs(words: argparse.Namespace) -> list[Run]:
-    """The runs that the words ask for.
+def _runs(words: argparse.Namespace, earlier: Sequence[str]) -> list[Run]:
+    """The runs that the words ask for, beside those of earlier studies.
 
     Raises: InputError for names that come twice, or a reference that is none of them.
     """
     texts = words.run or ["stock", "bf16", f"{OF_CHANCE}2 --training.seed=2", "fp8 --run.fp8=true"]
     runs = [_run(text, words.stock_micro_batch) for text in texts]
-    earlier = [row["name"] for row in earlier_rows(words)]
     names = [*earlier, *(run.name for run in runs)]
     for name in names:
         if names.count(name) > 1:
@@ -99,13 +98,9 @@ def check_steps(study: Study, runs: Sequence[Run]) -> None:
             )
 
 
-def _measure(study: Study, runs: Sequence[Run], words: argparse.Namespace) -> dict[str, Any]:
+def _measure(study: Study, runs: Sequence[Run], rows: list[Row], words: argparse.Namespace) -> dict[str, Any]:
     """Trains; the results are written anew after every run."""
-    rows: list[Row] = earlier_rows(words)
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    results: dict[str, Any] = {"device": where, "torch": torch.__version__, "steps": study.steps}
-    results |= {"against": words.against, "runs": rows}
-
+    results = {**new_results(study, rows), "against": words.against}
     names = [*(row["name"] for row in rows), *(run.name for run in runs)]
 
     def keep(row: Row) -> None:

@@ -12,14 +12,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from ingot.benchmark.curve_plots import plot_optimizers
 from ingot.benchmark.training_runs import (
     Row,
     Run,
     Study,
     earlier_rows,
+    new_results,
     open_study,
     study_parser,
     take_overrides,
@@ -88,9 +87,8 @@ def _run(kind: str, optimizer: str, rate: float, steps: int | None = None) -> Ru
 
 def _measure(study: Study, sweep: Sweep, words: argparse.Namespace) -> dict[str, Any]:
     """The timing, the sweep, then equal time; the results are written anew after every run."""
-    rows: list[Row] = earlier_rows(words)
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    results: dict[str, Any] = {"device": where, "torch": torch.__version__, "steps": study.steps, "runs": rows}
+    rows = earlier_rows(words)
+    results = new_results(study, rows)
 
     def keep(row: Row) -> None:
         rows.append(row)

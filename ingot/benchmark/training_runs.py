@@ -19,6 +19,8 @@ from threading import Lock
 from typing import Any
 from zlib import crc32
 
+import torch
+
 from ingot.planning.arguments import Parser, count, output_folder, positive
 from ingot.planning.sweep import STEPS_OF_SCHEDULE, tokens_per_step
 from ingot.recipe import InputError, apply_overrides, build_recipe
@@ -189,6 +191,12 @@ def earlier_rows(words: Namespace) -> list[Row]:
     Raises: InputError for a file that is no study, or one of other steps: their losses do not compare.
     """
     return [row for path in words.add for row in _ended_rows(path, words.steps)]
+
+
+def new_results(study: Study, rows: list[Row]) -> dict[str, Any]:
+    """What every study's JSON begins with: the machine, the steps, and the rows, to which more are added."""
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {"device": where, "torch": torch.__version__, "steps": study.steps, "runs": rows}
 
 
 def _ended_rows(path: Path, steps: int) -> list[Row]:
