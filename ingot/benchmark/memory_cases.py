@@ -16,6 +16,7 @@ from ingot.planning.setups import LossImplementation, TrainingSetup
 from ingot.recipe_yaml import read_yaml
 from ingot.training.compiling import Compiling, compile_layers
 from ingot.training.float8 import train_in_float8
+from ingot.training.launch import use_one_gpu
 from ingot.training.pretrain_loop import optimizer_for
 from ingot.training.pretrain_trainer import PretrainTrainer
 from modeling import IngotConfig, IngotForCausalLM
@@ -131,6 +132,7 @@ def make_trainer(case: Case, output_dir: str, steps: int, use_cpu: bool) -> Pret
         "remove_unused_columns": False, "use_cpu": use_cpu, "dataloader_pin_memory": not use_cpu, **optim,
     }  # fmt: skip
     arguments = TrainingArguments(**values)
+    use_one_gpu(arguments)
     run = SimpleNamespace(optimizer="muon" if case.optimizer == "muon" else None)
     blocks = steps * case.micro_batch * case.gradient_accumulation_steps
     with torch.device(arguments.device):

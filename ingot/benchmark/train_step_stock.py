@@ -24,7 +24,7 @@ from ingot.planning.flops import training_flops_per_token
 from ingot.recipe import InputError, load_recipe
 from ingot.runs import num_processes
 from ingot.training.callbacks import MetricsCallback, Throughput
-from ingot.training.launch import prepare_launch
+from ingot.training.launch import prepare_launch, use_one_gpu
 from ingot.training.pretrain import PretrainRecipe
 from ingot.training.pretrain_loop import model_config
 from modeling import IngotConfig
@@ -86,6 +86,7 @@ def run_stock(case: Case, folder: Path) -> Trained:
             "dataloader_pin_memory": not values.get("use_cpu", False), **VARIANTS[case.variant],
         }
     )  # fmt: skip
+    use_one_gpu(arguments)
     set_seed(arguments.seed)
     model = build(stock_config(shape), case)
     (folder / RUN).mkdir(exist_ok=True)

@@ -39,7 +39,7 @@ from ingot.training.adapters import (
 from ingot.training.callbacks import LookBeforeSaving, MetricsCallback, StopOnSignal, Throughput
 from ingot.training.continuing import train_to_the_end
 from ingot.training.heldout import packing_leak
-from ingot.training.launch import copying, uses_fsdp
+from ingot.training.launch import copying, use_one_gpu, uses_fsdp
 from ingot.training.processes import on_main
 from ingot.training.safety import TrainingRun
 from ingot.vocabulary import check_pair
@@ -85,6 +85,7 @@ def training_arguments(config_class: type[Any], values: dict[str, Any], run_dir:
         args = config_class(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"training: {error}") from error
+    use_one_gpu(args)
     _refuse_sharded(args)
     return args
 

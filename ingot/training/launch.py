@@ -4,14 +4,16 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ingot.pickles import forbid_pickles
 from ingot.recipe import InputError
 from ingot.runs import LostProcess, get_logger, num_processes
 from ingot.training.malloc import keep_freed_memory
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 logger = get_logger(__name__)
 
@@ -26,7 +28,7 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
     """Prepares this process for training and returns the training keys with the device added.
 
-    On a machine without a GPU it sets `use_cpu` and DS_ACCELERATOR=cpu; of several GPUs one process takes the first.
+    On a machine without a GPU it sets `use_cpu` and DS_ACCELERATOR=cpu.
     Raises: InputError when the launcher was asked for more processes than it started, or they do not know of each
     other.
     """
@@ -37,8 +39,6 @@ def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
             f"`accelerate launch --config_file accelerate_configs/cpu_ddp.yaml --num_processes {asked} ...` "
             f"(`--cpu` and MULTI_CPU start one)"
         )
-    if num_processes() == 1:
-        _use_one_gpu()
     on_cpu = bool(training.get("use_cpu")) or not has_gpu()
     if on_cpu and uses_fsdp():
         raise InputError(
@@ -90,6 +90,21 @@ def copying(values: dict[str, Any]) -> dict[str, Any]:
     return {"dataloader_pin_memory": pinned, "accelerator_config": {"non_blocking": pinned, **given}}
 
 
+def use_one_gpu(arguments: "TrainingArguments") -> None:
+    """Keeps one process that sees several GPUs on the first; upstream would spread it by its slow DataParallel.
+
+    CUDA_VISIBLE_DEVICES set here would be too late: packages that upstream imports have CUDA count the GPUs.
+    """
+    gpus = arguments.n_gpu
+    if gpus > 1:
+        arguments._n_gpu = 1
+        logger.info(
+            "one process on GPU 0 of %d; for all of them: accelerate launch --config_file "
+            "accelerate_configs/ddp.yaml --num_processes %d scripts/STAGE.py --config RECIPE",
+            gpus, gpus,
+        )  # fmt: skip
+
+
 def uses_deepspeed() -> bool:
     """Whether this process was launched with a DeepSpeed file of accelerate_configs/."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
@@ -105,19 +120,6 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available() or torch.backends.mps.is_available()
-
-
-def _use_one_gpu() -> None:
-    """Keeps the Trainer from its slow DataParallel mode when one process sees several GPUs."""
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = gpus.split(",") if gpus is not None else [str(i) for i in range(len(glob("/dev/nvidia[0-9]*")))]
-    if len(visible) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[0]
-        logger.info(
-            "one process on GPU %s of %d; for all of them: accelerate launch --config_file "
-            "accelerate_configs/ddp.yaml --num_processes %d scripts/STAGE.py --config RECIPE",
-            visible[0], len(visible), len(visible),
-        )  # fmt: skip
 
 
 def _join_processes(on_cpu: bool, timeout: timedelta) -> None:

@@ -35,7 +35,7 @@ from ingot.training.callbacks import (
 from ingot.training.compiling import compile_layers, decide, take_keys
 from ingot.training.continuing import train_to_the_end
 from ingot.training.float8 import train_in_float8
-from ingot.training.launch import copying, uses_fsdp
+from ingot.training.launch import copying, use_one_gpu, uses_fsdp
 from ingot.training.lion import Lion
 from ingot.training.optim import MuonFactory
 from ingot.training.prediction import predict
@@ -129,6 +129,7 @@ def training_arguments(
         raise InputError(f"training: {' '.join(str(error).split())}") from error
     if arguments.fp16 and arguments.device.type == "cpu":
         raise InputError("training.fp16: needs a GPU; on a CPU leave it out, or set training.bf16")
+    use_one_gpu(arguments)
     check_schedule(arguments)
     return arguments, steps * per_step
 

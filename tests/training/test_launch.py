@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import accelerate
 import psutil
@@ -17,13 +17,15 @@ from accelerate.commands.config import config_args
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from accelerate.utils.launch import prepare_multi_gpu_env
+from transformers import TrainingArguments
 
 from ingot.planning.recipe_setup import strategy_of
 from ingot.recipe import InputError
 from ingot.runs import exit_code_of
-from ingot.training import launch
+from ingot.training import finetune, launch, pretrain_loop
 from ingot.training.launch import asked_processes, copying, prepare_launch
 
+from .pretrain_toys import pretrain_recipe
 from .test_optim import tiny_model
 
 CONFIGS = Path(__file__).parent.parent.parent / "accelerate_configs"
@@ -37,7 +39,6 @@ def one_plain_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WORLD_SIZE", "RANK", *accelerates, "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(launch, "has_gpu", lambda: False)
-    monkeypatch.setattr(launch, "glob", lambda pattern: [])
     monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "default_config.yaml"))
 
 
@@ -139,19 +140,21 @@ def test_with_a_gpu_nothing_is_changed_unless_the_cpu_is_asked_for(
     assert os.environ["ACCELERATE_USE_CPU"] == "true"
 
 
-@pytest.mark.parametrize(
-    ("variable", "devices", "expected"),
-    [("2,3", 8, "2"), ("1", 8, "1"), ("", 8, ""), (None, 4, "0"), (None, 1, None), (None, 0, None)],
-)
-def test_one_process_takes_the_first_gpu_it_may(
-    variable: str | None, devices: int, expected: str | None, above: Above, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("gpus", [0, 1, 4])
+def test_one_process_stays_on_one_gpu_of_several(
+    gpus: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    above()
-    monkeypatch.setattr(launch, "glob", lambda pattern: [f"/dev/nvidia{i}" for i in range(devices)])
-    if variable is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-    prepare_launch({})
-    assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected
+    def setup(arguments: Any) -> torch.device:  # as CUDA counts them, whatever CUDA_VISIBLE_DEVICES became since
+        arguments._n_gpu = gpus
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(setup))
+    caplog.set_level("INFO")
+    own, _ = pretrain_loop.training_arguments(pretrain_recipe(corpus, tmp_path), tmp_path, {"max_steps": 1})
+    start = SimpleNamespace(config=None)
+    tuned = finetune.training_arguments(TrainingArguments, {}, tmp_path, cast(finetune.Start, start))
+    assert {own.n_gpu, tuned.n_gpu} == {min(gpus, 1)} and own.train_batch_size == own.per_device_train_batch_size
+    assert caplog.text.count("one process on GPU 0 of 4; for all of them: accelerate launch") == 2 * (gpus == 4)
 
 
 class State:
@@ -177,12 +180,8 @@ def test_several_processes_on_the_cpu_join_and_keep_every_gpu_visible(
     state: type[State], above: Above, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     above(f"accelerate launch --config_file {CONFIGS}/cpu_ddp.yaml {SCRIPT}")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert prepare_launch({})["use_cpu"] is True
-    assert (
-        state.made == [{"cpu": True, "timeout": timedelta(seconds=600)}]
-        and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
-    )
+    assert state.made == [{"cpu": True, "timeout": timedelta(seconds=600)}]
 
 
 def test_fsdp_on_a_cpu_is_refused_because_it_would_be_ddp(above: Above, monkeypatch: pytest.MonkeyPatch) -> None:
