@@ -1,6 +1,6 @@
 """Variants of one recipe on the same blocks in the same order, their losses held against each other.
 
-Without --run: the stock Trainer with upstream's Qwen3, bf16, bf16 with another seed (other initial weights, other
+Without --run: the stock Trainer with upstream's Qwen3, bf16, bf16 with two other seeds (other initial weights, other
 blocks: what chance alone does), and fp8. The learning rate warms up over the first tenth of the steps.
 """
 
@@ -28,6 +28,7 @@ from ingot.runs import write_json
 
 PROG = "ingot benchmark loss_curves"
 STOCK = ("ingot.benchmark.stock_pretrain",)
+OF_STOCK = "stock"  # runs whose name begins so are the stock Trainer's
 LAST_STEPS = 100  # that the training loss at the end is the mean of
 OF_CHANCE = "seed"  # runs whose name begins so differ from the reference in their seed alone
 
@@ -51,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = study_parser(PROG, __doc__, "loss_curves", steps=1000, evaluations=10)
     parser.add_argument(
         "--run", action="append", metavar="'NAME [--section.key=value ...]'",
-        help="a run and what it changes, repeatable; `stock` is the stock Trainer, a name that begins with "
-        f"`{OF_CHANCE}` differs from the reference in training.seed alone",
+        help=f"a run and what it changes, repeatable; a name that begins with `{OF_STOCK}` is "
+        f"the stock Trainer's, one that begins with `{OF_CHANCE}` differs from the reference in training.seed alone",
     )  # fmt: skip
     parser.add_argument("--against", default="bf16", help="the reference among the runs; default %(default)s")
     parser.add_argument("--stock-micro-batch", type=count, default=8, help="it holds all logits; default %(default)s")
@@ -64,7 +65,8 @@ def _runs(words: argparse.Namespace, earlier: Sequence[str]) -> list[Run]:
 
     Raises: InputError for names that come twice, or a reference that is none of them.
     """
-    texts = words.run or ["stock", "bf16", f"{OF_CHANCE}2 --training.seed=2", "fp8 --run.fp8=true"]
+    seeds = (f"{OF_CHANCE}{n} --training.seed={n}" for n in (2, 3))
+    texts = words.run or [OF_STOCK, "bf16", *seeds, "fp8 --run.fp8=true"]
     runs = [_run(text, words.stock_micro_batch) for text in texts]
     names = [*earlier, *(run.name for run in runs)]
     for name in names:
@@ -83,7 +85,7 @@ def _run(text: str, stock_micro_batch: int) -> Run:
     if not name or name.startswith("-"):
         raise InputError(f"--run: '{text}': write a name, then what the run changes: 'fp8 --run.fp8=true'")
     changed = take_overrides(keys, f"{PROG} --run")
-    if name != "stock":
+    if not name.startswith(OF_STOCK):
         return Run(name, changed)
     small = tuple(f"--training.per_device_{what}_batch_size={stock_micro_batch}" for what in ("train", "eval"))
     return Run(name, (*small, *changed), program=STOCK)
@@ -117,8 +119,8 @@ def _measure(study: Study, runs: Sequence[Run], rows: list[Row], words: argparse
 def summary(rows: Sequence[Row], against: str) -> dict[str, dict[str, Any]]:
     """By run: the last held-out loss, the mean training loss of the last steps, and both beside the reference's.
 
-    `*_difference`: relative. `within_chance`: whether the held-out losses are as near as those of the runs that differ
-    in their seed alone; where there are none, it is left out.
+    `*_difference`: relative. `within_chance`: whether the held-out losses are as near as the furthest two of three or
+    more runs that differ in their seed alone; two would be a single draw of chance, and it is left out.
     """
     ended = {row["name"]: _ends(row) for row in rows if "error" not in row and row["heldout"]}
     if against not in ended:
@@ -127,10 +129,11 @@ def summary(rows: Sequence[Row], against: str) -> dict[str, dict[str, Any]]:
     for one in ended.values():
         for key in ("heldout", "train"):
             one[f"{key}_difference"] = one[f"{key}_loss"] / reference[f"{key}_loss"] - 1
-    chance = [abs(one["heldout_difference"]) for name, one in ended.items() if name.startswith(OF_CHANCE)]
+    alike = {name for name in ended if name == against or name.startswith(OF_CHANCE)}
+    chance = [ended[name]["heldout_difference"] for name in alike]
     for name, one in ended.items():
-        if chance and name != against and not name.startswith(OF_CHANCE):
-            one["within_chance"] = abs(one["heldout_difference"]) <= max(chance)
+        if len(chance) > 2 and name not in alike:
+            one["within_chance"] = abs(one["heldout_difference"]) <= max(chance) - min(chance)
     return ended
 
 
@@ -144,7 +147,7 @@ def table(results: dict[str, Any]) -> str:
     beside, found = f"beside {results['against']}", results["summary"]
     heads = ["run", "held-out loss", beside, f"training loss of the last {LAST_STEPS} steps", beside]
     judged = any("within_chance" in one for one in found.values())
-    heads += ["no further than another seed"] if judged else []
+    heads += ["no further than seeds from each other"] if judged else []
     lines = [f"{results['device']}, torch {results['torch']}, {results['steps']} steps", ""]
     lines += [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, one in found.items():

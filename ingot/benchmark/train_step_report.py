@@ -97,12 +97,13 @@ def _notes(results: Row) -> Iterator[str]:
     """What the columns mean, and why there is no MFU where there is none."""
     measured = [row for row in results["rows"] if RATE in row]
     if measured:
-        row = measured[0]
+        row, apart = measured[0], any(row["corpus"] != "unpacked" for row in measured)
         yield (
             f"\nMedian of {row['steps'] // row['logging_steps']} spans of {row['logging_steps']} steps after "
             f"{row['warmup_steps']} of warm-up; random tokens; float32 weights unless the recipe says otherwise; "
             "warm-up: what the first steps took longer. MFU: 6 (N - input embedding) + 12 L H S over the dense bf16 "
-            "peak, for fp8 too."
+            "peak, for fp8 too"
+            + ("; where documents are kept apart, too, though there less attention is done." if apart else ".")
         )
     device = results["machine"]["device"]
     if device != "CPU" and gpu_of_device(device) is None:

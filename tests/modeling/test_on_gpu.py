@@ -39,12 +39,15 @@ def packed(tokens: Make) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": ids, "position_ids": torch.stack(positions).cuda()}
 
 
-def loss_and_gradients(model: Any, **inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def loss_and_gradients(
+    model: Any, autocast: bool = True, **inputs: Any
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
-    with torch.autocast("cuda", dtype=torch.bfloat16):
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
         loss = model(**inputs).loss
     loss.backward()
-    return loss.detach(), {name: p.grad.float().clone() for name, p in model.named_parameters()}
+    gradients = {name.removeprefix("_orig_mod."): p.grad.float().clone() for name, p in model.named_parameters()}
+    return loss.detach(), gradients
 
 
 def assert_near(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], share: float = 0.03) -> None:
@@ -126,8 +129,12 @@ def test_compiled_training_step(tiny: Make, tokens: Make, changes: dict[str, Any
     loss, wanted = loss_and_gradients(model, **inputs)
     other, found = loss_and_gradients(torch.compile(model), **inputs)
     torch.testing.assert_close(other, loss, rtol=5e-3, atol=5e-3)
-    found = {name.removeprefix("_orig_mod."): gradient for name, gradient in found.items()}
-    assert_near(found, wanted, share=0.2 if changes else 0.03)
+    if changes:
+        assert_near(found, wanted, share=0.2)
+        return
+    _, exact = loss_and_gradients(model, autocast=False, **inputs)
+    for name, gradient in exact.items():  # bfloat16 rounds elsewhere where kernels are fused, not more
+        assert (found[name] - gradient).norm() < 1.5 * (wanted[name] - gradient).norm() + 1e-6, name
 
 
 def test_compiled_generation_with_a_static_cache(tiny: Make, tokens: Make) -> None:
