@@ -298,6 +298,7 @@ def test_the_whole_tiny_chain_runs_on_the_built_in_corpus(tmp_path: Path, monkey
         ("--model.hidden_act=sillu", "hidden_act"),
         ("--training.fp16=true", "training.fp16: also training.bf16 is set"),
         ("--training.data_seed=7", "training.data_seed: leave it out"),
+        ("--training.use_liger_kernel=true", "training.use_liger_kernel: leave it out"),
         ("--training.label_smoothing_factor=0.1", "training.label_smoothing_factor: leave it out"),
     ],
 )

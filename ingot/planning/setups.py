@@ -64,6 +64,11 @@ class TrainingSetup:
                 f"strategy: '{self.strategy}' splits the weights, which {self.stage} does not support; choose single, "
                 "ddp, zero1 or zero2, or an adapter (model.adapter: qlora) on one of them"
             )
+        if self.precision == "fp8" and self.strategy in ("zero3", "zero3_offload"):
+            raise InputError(
+                f"precision: 'fp8' does not go with the strategy '{self.strategy}'; choose fsdp2, which splits as "
+                "much, ddp, zero1 or zero2, or bf16"
+            )
         if self.optimizer != "muon":
             return
         if self.stage != "pretrain" or self.adapter != "none":

@@ -42,6 +42,7 @@ from ingot.training.heldout import packing_leak
 from ingot.training.launch import copying, use_one_gpu, uses_fsdp
 from ingot.training.processes import on_main
 from ingot.training.safety import TrainingRun
+from ingot.training.schedule import check_optimizer
 from ingot.vocabulary import check_pair
 from modeling import IngotForCausalLM
 
@@ -86,6 +87,7 @@ def training_arguments(config_class: type[Any], values: dict[str, Any], run_dir:
     except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"training: {error}") from error
     use_one_gpu(args)
+    check_optimizer(args)
     _refuse_sharded(args)
     return args
 

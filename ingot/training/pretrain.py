@@ -44,6 +44,9 @@ UNUSED = {
     "do_train": "this stage trains",
     "do_eval": "training.eval_strategy says when",
     "do_predict": "nothing is predicted here",
+    "bf16_full_eval": "evaluations run as training does",
+    "fp16_full_eval": "evaluations run as training does",
+    "use_liger_kernel": "it changes models of transformers only; compiled layers and the chunked loss do as much here",
     "label_smoothing_factor": "upstream's smoothing would compare each token with itself, not with the next",
 }
 
@@ -181,6 +184,8 @@ class PretrainRecipe(Recipe, stage="pretrain"):
             yield f"data.seq_length: {self.data.seq_length} is longer than model.max_position_embeddings: {positions}"
         if self.run.optimizer is not None and "optim" in training:
             yield "run.optimizer: also training.optim is set; keep one of them"
+        if self.run.optimizer is not None and "optim_args" in training:
+            yield f"training.optim_args: leave it out; {self.run.optimizer} reads none"
         if self.run.optimizer == "lion" and "adam_epsilon" in training:
             yield "training.adam_epsilon: leave it out; lion takes the sign of the step and has no epsilon"
         if self.run.global_batch_size is not None and "gradient_accumulation_steps" in training:

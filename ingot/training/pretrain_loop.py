@@ -43,7 +43,7 @@ from ingot.training.pretrain import PretrainRecipe
 from ingot.training.pretrain_data import RunData, data_report, training_blocks
 from ingot.training.pretrain_trainer import PretrainTrainer
 from ingot.training.profiling import profile_report, step_profile
-from ingot.training.schedule import check_schedule
+from ingot.training.schedule import check_optimizer, check_schedule
 from ingot.vocabulary import Shards, check_pair
 from modeling import IngotConfig, IngotForCausalLM
 from modeling.modeling_ingot import FUSED_AVAILABLE
@@ -130,6 +130,7 @@ def training_arguments(
     if arguments.fp16 and arguments.device.type == "cpu":
         raise InputError("training.fp16: needs a GPU; on a CPU leave it out, or set training.bf16")
     use_one_gpu(arguments)
+    check_optimizer(arguments)
     check_schedule(arguments)
     return arguments, steps * per_step
 

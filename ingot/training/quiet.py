@@ -1,16 +1,11 @@
 """Leaves the terminal to our own lines."""
 
-import logging
 import os
 import warnings
 
 
 def keep_quiet() -> None:
-    """Turns off upstream's bars, and its warnings about things that a user of a recipe cannot change.
-
-    Called before TRL is imported: bitsandbytes tells on import which of its CPU kernels it has not got.
-    """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    """Turns off upstream's bars, and its warnings about things that a user of a recipe cannot change."""
     # TRL reads the key `gradient_checkpointing`, which transformers calls the old name
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated", category=FutureWarning)
     # torch 2.13 about functions that DeepSpeed calls

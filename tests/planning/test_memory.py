@@ -263,6 +263,7 @@ def test_kv_cache() -> None:
         ({"optimizer": "muon", "adapter": "lora", "stage": "sft"}, "'muon' is for pretraining all weights"),
         ({"optimizer": "muon", "stage": "dpo"}, "'muon' is for pretraining all weights"),
         ({"optimizer": "muon", "strategy": "fsdp2"}, "'muon' needs whole matrices and the strategy 'fsdp2' splits"),
+        ({"precision": "fp8", "strategy": "zero3"}, "'fp8' does not go with the strategy 'zero3'; choose fsdp2"),
         ({"optimizer": "muon", "strategy": "zero3_offload"}, "the strategy 'zero3_offload' splits them"),
         ({"stage": "sft", "strategy": "zero3"}, "'zero3' splits the weights, which sft does not support"),
         ({"stage": "dpo", "adapter": "qlora", "strategy": "fsdp2"}, "'fsdp2' splits the weights, which dpo does not"),

@@ -4,9 +4,11 @@ import math
 from typing import Any
 
 import pytest
+from transformers import TrainingArguments
 
 from ingot.recipe import InputError
 from ingot.training.callbacks import read_metrics
+from ingot.training.schedule import check_optimizer
 
 from .conftest import Pretrain
 
@@ -89,3 +91,22 @@ def test_options_that_cannot_be_are_refused_before_training(
     with pytest.raises(InputError, match=message) as caught:
         pretrain(**{f"training__{key}": value for key, value in training.items()})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"optim": "galore_adamw"}, "training.optim: galore_adamw: You need to install `galore_torch`"),
+        ({"optim": "grokadamw"}, "training.optim: grokadamw: Please install grokadamw"),
+        ({"optim": "adafactor", "optim_args": "momentum"}, "training.optim_args: 'momentum' is not name=value"),
+        ({"optim_args": "momentum=0.5"}, "training.optim_args: adamw_torch_fused reads none of 'momentum=0.5'"),
+    ],
+)
+def test_an_optimizer_that_upstream_would_refuse_or_not_ask_is_told(training: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_optimizer(TrainingArguments(use_cpu=True, **training))
+
+
+@pytest.mark.parametrize("training", [{"optim": "rmsprop", "optim_args": "momentum=0.5"}, {"optim": "sgd"}, {}])
+def test_an_optimizer_that_reads_its_arguments_is_taken(training: dict[str, Any]) -> None:
+    check_optimizer(TrainingArguments(use_cpu=True, **training))
