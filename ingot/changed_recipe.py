@@ -18,6 +18,8 @@ logger = get_logger(__name__)
 
 MANIFEST = "manifest.json"  # written last: its presence says that the stage is complete
 STARTED = "started.json"  # written first: which recipe and inputs the folder belongs to
+# keys by which one corpus makes other rows, or the same in another order: how many were read means nothing then
+ROWS = ("data.seq_length:", "data.packing:", "data.seq_length_schedule", "training.seed:")
 
 
 def is_foreign(path: Path) -> bool:
@@ -62,6 +64,11 @@ def go_on(path: Path, recipe: Recipe, wanted: Mapping[str, Any], changes: list[s
     model = [c for c in changes if c.startswith(("model.", "stage", "inputs.model.", "inputs.run.from"))]
     if model:
         raise InputError(f"{path}: --resume cannot continue another model ({'; '.join(model)}); use --restart")
+    if rows := [c for c in changes if c.startswith(ROWS)]:
+        raise InputError(
+            f"{path}: --resume cannot continue with other rows ({'; '.join(rows)}): some would be read twice and "
+            "others never; take the change back, or use --restart"
+        )
     kept = f"recipe.until-step-{newest}.yaml"
     before = {name: _content(path / name) for name in (STARTED, MANIFEST, "recipe.yaml", kept)}
     if is_main_process():

@@ -92,8 +92,8 @@ def exit_code_of(action: Callable[[], Any]) -> int:
         else:
             print(f"error: {line}", file=sys.stderr)
         return 3
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+    except KeyboardInterrupt as told:
+        print(*told.args or ["interrupted; run the same command again to continue"], file=sys.stderr)
         return 130
     except Exception:
         traceback.print_exc()

@@ -280,6 +280,8 @@ def _rope_problems(parameters: dict[str, Any]) -> Iterator[str]:
     rope_type = parameters.get("rope_type", parameters.get("type", "default"))
     if rope_type not in _ROPE_TYPES:
         yield f"rope_parameters.rope_type is '{rope_type}'; there are {', '.join(_ROPE_TYPES)}"
+    if parameters.get("rope_theta", 1.0) <= 0:
+        yield f"rope_parameters.rope_theta is {parameters['rope_theta']}; it must be above 0"
 
 
 def _size_problems(config: IngotConfig) -> Iterator[str]:
@@ -329,6 +331,8 @@ def _feed_forward_problems(config: IngotConfig) -> Iterator[str]:
     if config.hidden_act not in ACT2FN:
         near = difflib.get_close_matches(config.hidden_act, ACT2FN, n=1)
         yield f"hidden_act is '{config.hidden_act}'" + (f"; did you mean '{near[0]}'?" if near else "; no such one")
+    if config.router_aux_loss_coef < 0:
+        yield f"router_aux_loss_coef is {config.router_aux_loss_coef}; 0 or more"
     if config.num_experts < 0:
         yield f"num_experts is {config.num_experts}; 0 means a dense model"
     if config.num_experts <= 0:

@@ -39,6 +39,7 @@ def raiser(error: BaseException) -> Callable[[], None]:
         (OSError(5, "Input/output error"), 3, "Traceback(.|\n)*Input/output error"),
         (ValueError("a bug"), 3, "Traceback(.|\n)*ValueError: a bug"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to continue"),
+        (KeyboardInterrupt("interrupted; what ended is in x"), 130, "interrupted; what ended is in x"),
     ],
 )
 def test_exit_codes(error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,7 +145,8 @@ def _ends(row: Row) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     beside, found = f"beside {results['against']}", results["summary"]
-    heads = ["run", "held-out loss", beside, f"training loss of the last {LAST_STEPS} steps", beside]
+    last = min(LAST_STEPS, results["steps"])
+    heads = ["run", "held-out loss", beside, f"training loss of the last {last} steps", beside]
     judged = any("within_chance" in one for one in found.values())
     heads += ["no further than seeds from each other"] if judged else []
     lines = [f"{results['device']}, torch {results['torch']}, {results['steps']} steps", ""]

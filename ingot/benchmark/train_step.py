@@ -81,7 +81,7 @@ def _parser() -> Parser:
     what.add_argument("--precision", type=some_of(PRECISIONS), help="bf16,fp8,fp32; default: bf16, on a GPU fp8 too")
     what.add_argument("--strategy", type=words, help="files of accelerate_configs/, such as ddp,zero1,fsdp2")
     what.add_argument("--num-processes", type=count, help="GPUs to use; default: all")
-    what.add_argument("--seq-length", type=counts, default=(None,), help="tokens in a sequence, such as 8192,32768")
+    what.add_argument("--seq-length", type=lengths, default=(None,), help="tokens in a sequence, such as 8192,32768")
     what.add_argument("--gradient-checkpointing", action="store_true", help="keep only each layer's input")
     what.add_argument("--memory-limit-gb", type=positive, help="cap torch's allocator, in units of 10^9 bytes")
     what.add_argument("--set", action="append", default=[], help="a key of the recipe, section.key=value, repeatable")
@@ -116,6 +116,13 @@ def counts(text: str) -> tuple[int, ...]:
     """`8,16` as numbers, of which there is at least one."""
     if not (found := tuple(count(part) for part in words(text))):
         raise argparse.ArgumentTypeError("names no number")
+    return found
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """`8192,32768` as numbers; a sequence of one token has nothing to predict."""
+    if min(found := counts(text)) < 2:
+        raise argparse.ArgumentTypeError("a sequence has at least 2 tokens")
     return found
 
 

@@ -67,15 +67,25 @@ def study_parser(prog: str, description: str | None, result: str, steps: int, ev
     parser.add_argument("--minutes", type=positive, help="stop then, with what there is")
     parser.add_argument("--add", type=Path, action="append", default=[], help=f"{result}.json of an earlier study")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(result=result)
     return parser
 
 
 @contextmanager
 def open_study(words: Namespace, overrides: tuple[str, ...]) -> Iterator["Study"]:
-    """The study that the words ask for, its runs in a folder that is gone afterwards; only results go to stdout."""
-    deadline = time.monotonic() + 60 * (words.minutes or math.inf)
+    """The study that the words ask for, its runs in a folder that is gone afterwards; only results go to stdout.
+
+    Raises: InputError where results lie that would be lost.
+    """
+    result, deadline = words.out / f"{words.result}.json", time.monotonic() + 60 * (words.minutes or math.inf)
+    if result.exists() and result.resolve() not in [path.resolve() for path in words.add]:
+        raise InputError(f"--out: {result} exists; keep its runs with --add {result}, or choose another folder")
     with TemporaryDirectory(prefix="ingot-") as folder, redirect_stdout(sys.stderr):
-        yield Study(words.config, overrides, words.steps, words.evaluations, Path(folder), deadline)
+        try:
+            yield Study(words.config, overrides, words.steps, words.evaluations, Path(folder), deadline)
+        except KeyboardInterrupt:
+            kept = f"what ended is in {result}; --add takes it in" if result.exists() else "no run had ended"
+            raise KeyboardInterrupt(f"interrupted; {kept}") from None
 
 
 @dataclass(frozen=True)
@@ -172,7 +182,7 @@ def _start(command: list[str], seconds: float) -> str | None:
         return None
     lines = (done.stderr.strip() or "no output").splitlines()
     logger.info("%s\n%s", " ".join(command[1:]), "\n".join(lines[-15:]))
-    return lines[-1]
+    return lines[-1].partition(". Its rows: ")[0]  # what follows points into a folder that is gone soon
 
 
 def _losses(folder: Path) -> Row:

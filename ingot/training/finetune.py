@@ -36,6 +36,7 @@ from ingot.training.adapters import (
     merge_adapter,
     probe_logits,
 )
+from ingot.training.argument_checks import check_arguments
 from ingot.training.callbacks import LookBeforeSaving, MetricsCallback, StopOnSignal, Throughput
 from ingot.training.continuing import train_to_the_end
 from ingot.training.heldout import packing_leak
@@ -84,8 +85,9 @@ def training_arguments(config_class: type[Any], values: dict[str, Any], run_dir:
         values.setdefault("router_aux_loss_coef", 0.0)
     try:
         args = config_class(**values)
-    except (TypeError, ValueError, ImportError) as error:
+    except (TypeError, ValueError, ImportError, OSError) as error:
         raise InputError(f"training: {error}") from error
+    check_arguments(args)
     use_one_gpu(args)
     check_optimizer(args)
     _refuse_sharded(args)

@@ -32,7 +32,7 @@ def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
     Raises: InputError when the launcher was asked for more processes than it started, or they do not know of each
     other.
     """
-    asked = asked_processes()
+    training, asked = dict(training), asked_processes()
     if asked is not None and asked != num_processes():
         raise InputError(
             f"{asked} processes were asked for and {num_processes()} started; on a CPU use "
@@ -51,9 +51,11 @@ def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
         os.environ["ACCELERATE_USE_CPU"] = str(not uses_deepspeed()).lower()
     if num_processes() > 1:
         _join_processes(on_cpu, timedelta(seconds=training.get("ddp_timeout") or TIMEOUT))
+    elif backend := training.pop("ddp_backend", None):
+        logger.info("training.ddp_backend: %s is for several processes, and this is one", backend)
     forbid_pickles(uses_deepspeed())
     if not on_cpu:
-        return dict(training)
+        return training
     # told to use the CPU, accelerate drops DeepSpeed without a word and trains as DDP
     return {**training, "use_cpu": False, "ddp_backend": "gloo"} if uses_deepspeed() else {**training, "use_cpu": True}
 
@@ -83,7 +85,8 @@ def copying(values: dict[str, Any]) -> dict[str, Any]:
 
     Upstream's default waits, at every copy, until the GPU has done all that was given to it before.
     """
-    pinned = values.get("dataloader_pin_memory", not values.get("use_cpu", False))
+    on_cpu = values.get("use_cpu", False) or os.environ.get("DS_ACCELERATOR") == "cpu"
+    pinned = values.get("dataloader_pin_memory", not on_cpu)
     given = values.get("accelerator_config") or {}
     if not isinstance(given, dict):  # a file of its own
         return {"dataloader_pin_memory": pinned}

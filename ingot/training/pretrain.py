@@ -27,6 +27,9 @@ class PretrainModel(UpstreamSection, upstream="modeling.IngotConfig"):
 
     def problems(self, seq_length: int) -> Iterator[str]:
         """What IngotConfig refuses, told before any data is read."""
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if key in self.upstream_values():
+                yield f"model.{key}: leave it out; the tokenizer says it"
         from huggingface_hub.errors import StrictDataclassError
 
         from modeling import IngotConfig
@@ -175,7 +178,7 @@ class PretrainRecipe(Recipe, stage="pretrain"):
         """Contradictions that need no library to see."""
         training = self.training.upstream_values()
         if (training.get("max_steps") or 0) <= 0 and "num_train_epochs" not in training:
-            yield "training.max_steps: missing; give max_steps or num_train_epochs"
+            yield f"training.max_steps: {training.get('max_steps', 'missing')}; give max_steps or num_train_epochs"
         elif (training.get("max_steps") or 0) <= 0 and self.data.mixture:
             yield "training.max_steps: missing; the sources of a mixture do not end together, so epochs do not do"
         yield from self.data.problems()

@@ -49,6 +49,15 @@ class HeldOut:
         named = {f"{prefix}_loss_{s.name}": loss for s, loss in zip(self.sources, losses, strict=True) if s.name}
         return {f"{prefix}_loss": total, **named}
 
+    def check_best(self, wanted: str | None) -> None:
+        """Raises: InputError when the best model is to be chosen by what no evaluation gives."""
+        found = list(self.metrics([0.0] * len(self.sources), "eval"))
+        if wanted is not None and wanted not in (*found, *(name.removeprefix("eval_") for name in found)):
+            raise InputError(
+                f"training.metric_for_best_model: '{wanted}' is none of {', '.join(found)} (bits per byte are "
+                "these in another unit)"
+            )
+
 
 class RunData:
     """Training blocks in the order in which they are read, and the held-out blocks of every source.

@@ -22,6 +22,7 @@ from ingot.plots import plot_loss
 from ingot.recipe import InputError
 from ingot.runs import RunFolder, get_logger, is_main_process, num_processes, write_text
 from ingot.tokenization.build import copy_tokenizer
+from ingot.training.argument_checks import check_arguments
 from ingot.training.backends import describe_backends
 from ingot.training.callbacks import (
     METRICS,
@@ -71,23 +72,31 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
     predicted = predict(recipe, config, arguments, tokens, compiling.wanted)
     tokenizer = load_tokenizer(recipe.model.tokenizer)
     data = RunData(recipe.data, arguments.seed, blocks, arguments.max_steps)
+    data.heldout.check_best(arguments.metric_for_best_model)
     set_seed(arguments.seed)
     model = build_model(recipe, tokenizer, data.shards)
+    if arguments.device.type == "cpu" and recipe.model.attn_implementation == "flex_attention":
+        raise InputError("model.attn_implementation: flex_attention cannot train on a CPU; leave it out")
     if recipe.run.fp8:
         refuse_split_float8(arguments)
         train_in_float8(model, head=recipe.run.fp8 != "layers")
     compile_layers(model, compiling)
     check_prompts(recipe, tokenizer, model.config.max_position_embeddings)
-    trainer = PretrainTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=cast(Dataset[Any], data.train),
-        eval_dataset=cast(Dataset[Any], data.heldout),
-        processing_class=tokenizer,
-        data_collator=collate,
-        optimizer_cls_and_kwargs=optimizer_for(recipe, arguments),
-        callbacks=callbacks(recipe, folder, arguments, model, tokenizer, data),
-    )
+    try:
+        trainer = PretrainTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=cast(Dataset[Any], data.train),
+            eval_dataset=cast(Dataset[Any], data.heldout),
+            processing_class=tokenizer,
+            data_collator=collate,
+            optimizer_cls_and_kwargs=optimizer_for(recipe, arguments),
+            callbacks=callbacks(recipe, folder, arguments, model, tokenizer, data),
+        )
+    except (ValueError, ImportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "requires" not in str(error):  # not a tracker that is not installed
+            raise
+        raise InputError(f"training: {' '.join(str(error).split())}") from error
     trainer.remove_callback(PrinterCallback)
     trainer.step_profile = step_profile(recipe.run.profile, folder, arguments.device.type == "cuda")
     describe(model, data, arguments)
@@ -125,8 +134,9 @@ def training_arguments(
     }
     try:
         arguments = TrainingArguments(**{**defaults, **values, **copying(values), **fixed})
-    except (TypeError, ValueError, ImportError) as error:
+    except (TypeError, ValueError, ImportError, OSError) as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
+    check_arguments(arguments)
     if arguments.fp16 and arguments.device.type == "cpu":
         raise InputError("training.fp16: needs a GPU; on a CPU leave it out, or set training.bf16")
     use_one_gpu(arguments)

@@ -90,7 +90,8 @@ class PretrainTrainer(SafeTraining, ProfiledSteps, Trainer):
             batch["labels"][len(real) :] = IGNORED
             with self.compute_loss_context_manager():
                 inputs = self._prepare_inputs(batch)
-                loss = model(**inputs, num_items_in_batch=1, use_cache=False, skip_logits=True).loss
+                bare = {"use_cache": False, "skip_logits": True, "output_router_logits": False}  # no balance loss
+                loss = model(**inputs, num_items_in_batch=1, **bare).loss
             total += loss.double().cpu()
         model.train()
         total = self.accelerator.reduce(total.to(self.args.device), reduction="sum")

@@ -61,6 +61,8 @@ def test_the_command_writes_results_and_adds_earlier_ones(
     loss_curves_command([*words, "--out", str(tmp_path / "a"), "--run", "stock2", "--run", "bf16"])
     assert [recipe["program"] for recipe in trained] == ["ingot.benchmark.stock_pretrain", "ingot.cli"]
     assert [r["training"]["per_device_train_batch_size"] for r in trained] == [4, 16]
+    with pytest.raises(InputError, match="loss_curves.json exists; keep its runs with --add"):
+        loss_curves_command([*words, "--out", str(tmp_path / "a")])
     assert {recipe["data"]["seq_length"] for recipe in trained} == {64}
     earlier = tmp_path / "a/loss_curves.json"
     loss_curves_command(
@@ -100,3 +102,12 @@ def test_what_cannot_be_compared_is_refused(
     with pytest.raises(InputError, match=message):
         loss_curves_command(["--config", RECIPE, "--out", str(tmp_path), *words])
     assert not trained
+
+
+def test_an_interrupted_study_says_where_its_runs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupt)
+    with pytest.raises(KeyboardInterrupt, match="interrupted; no run had ended"):
+        loss_curves_command(["--config", RECIPE, "--out", str(tmp_path), "--run", "bf16"])

@@ -202,6 +202,7 @@ def test_words_become_cases() -> None:
         ("--num-processes 2", "this machine has 1 GPUs"),
         ("--accumulation some", "'some' is not a number"),
         ("--micro-batches 8,x", "'x' is not a number"),
+        ("--seq-length 1", "a sequence has at least 2 tokens"),
         ("--precision int4", "there are bf16, fp8, fp32"),
         ("--plot /proc/nope/x.png", "'/proc/nope' cannot be written to"),
         ("--no-ingot --no-stock", "nothing to measure"),

@@ -1,6 +1,7 @@
 """What a checkpoint is held against before a run continues from it, room on the disk, and saving in the background."""
 
 import json
+import re
 import shutil
 import threading
 from collections import namedtuple
@@ -94,6 +95,22 @@ def test_another_model_is_never_resumed(interrupted: Callable[..., Path], pretra
     interrupted()
     with pytest.raises(InputError, match="cannot continue another model .*hidden_size: 16 -> 32"):
         pretrain(model__hidden_size=32, run__if_changed="resume")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"data__seq_length": 16}, "data.seq_length: 32 -> 16"),
+        ({"data__packing": "best_fit"}, "data.packing: 'concatenate' -> 'best_fit'"),
+        ({"training__seed": 7}, "training.seed: "),
+    ],
+)
+def test_other_rows_of_the_same_text_are_never_resumed(
+    changes: dict[str, Any], told: str, interrupted: Callable[..., Path], pretrain: Pretrain
+) -> None:
+    interrupted()
+    with pytest.raises(InputError, match=f"cannot continue with other rows .{re.escape(told)}"):
+        pretrain(**changes, run__if_changed="resume")
 
 
 @pytest.mark.parametrize("changes", [{"run__skip_nonfinite": 3}, {"run__background_save": True}], ids=str)

@@ -306,6 +306,13 @@ def test_a_models_own_tokenizer_serves_the_next_run(pretrain: Pretrain) -> None:
     assert results["steps"] == 2
 
 
+def test_the_held_out_loss_has_no_balance_loss_in_it(pretrain: Pretrain) -> None:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "output_router_logits": True}
+    changes = {**{f"model__{key}": value for key, value in experts.items()}, "training__learning_rate": 1e-9}
+    found = [pretrain(str(coef), **changes, model__router_aux_loss_coef=coef)[1] for coef in (0.0, 10.0)]
+    assert found[0]["heldout_loss"] == pytest.approx(found[1]["heldout_loss"], abs=1e-3)
+
+
 def test_bf16_and_other_blocks_train(pretrain: Pretrain) -> None:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     changes = {"training__bf16": True, **{f"model__{key}": value for key, value in experts.items()}}
