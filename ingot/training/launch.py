@@ -85,7 +85,7 @@ def copying(values: dict[str, Any]) -> dict[str, Any]:
 
     Upstream's default waits, at every copy, until the GPU has done all that was given to it before.
     """
-    on_cpu = values.get("use_cpu", False) or os.environ.get("DS_ACCELERATOR") == "cpu"
+    on_cpu = values.get("use_cpu", False) or (uses_deepspeed() and os.environ.get("DS_ACCELERATOR") == "cpu")
     pinned = values.get("dataloader_pin_memory", not on_cpu)
     given = values.get("accelerator_config") or {}
     if not isinstance(given, dict):  # a file of its own
