@@ -14,9 +14,9 @@ from transformers import TrainingArguments
 from ingot.data.assembly import Block, collate
 from ingot.planning.setups import LossImplementation, TrainingSetup
 from ingot.recipe_yaml import read_yaml
+from ingot.training.arguments import make_arguments
 from ingot.training.compiling import Compiling, compile_layers
 from ingot.training.float8 import train_in_float8
-from ingot.training.launch import use_one_gpu
 from ingot.training.pretrain_loop import optimizer_for
 from ingot.training.pretrain_trainer import PretrainTrainer
 from modeling import IngotConfig, IngotForCausalLM
@@ -131,8 +131,7 @@ def make_trainer(case: Case, output_dir: str, steps: int, use_cpu: bool) -> Pret
         "weight_decay": 0.1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
         "remove_unused_columns": False, "use_cpu": use_cpu, "dataloader_pin_memory": not use_cpu, **optim,
     }  # fmt: skip
-    arguments = TrainingArguments(**values)
-    use_one_gpu(arguments)
+    arguments = make_arguments(TrainingArguments, values)
     run = SimpleNamespace(optimizer="muon" if case.optimizer == "muon" else None)
     blocks = steps * case.micro_batch * case.gradient_accumulation_steps
     with torch.device(arguments.device):

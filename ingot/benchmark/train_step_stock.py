@@ -23,8 +23,9 @@ from ingot.planning.architecture import architecture_of_config
 from ingot.planning.flops import training_flops_per_token
 from ingot.recipe import InputError, load_recipe
 from ingot.runs import num_processes
+from ingot.training.arguments import make_arguments
 from ingot.training.callbacks import MetricsCallback, Throughput
-from ingot.training.launch import prepare_launch, use_one_gpu
+from ingot.training.launch import prepare_launch
 from ingot.training.pretrain import PretrainRecipe
 from ingot.training.pretrain_loop import model_config
 from modeling import IngotConfig
@@ -75,8 +76,9 @@ def run_stock(case: Case, folder: Path) -> Trained:
     values = prepare_launch({key: given[key] for key in KEPT if key in given})
     steps, length = case.warmup_steps + case.steps, recipe.data.seq_length
     batch = cast(int, recipe.run.global_batch_size)
-    arguments = TrainingArguments(
-        **{
+    arguments = make_arguments(
+        TrainingArguments,
+        {
             **values, "output_dir": str(folder / RUN), "max_steps": steps, "logging_steps": case.logging_steps,
             "per_device_train_batch_size": case.micro_batch, "lr_scheduler_type": "constant",
             "gradient_accumulation_steps": batch // (case.micro_batch * num_processes()),
@@ -84,9 +86,8 @@ def run_stock(case: Case, folder: Path) -> Trained:
             "optim": "adamw_torch_fused", "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
             "ddp_find_unused_parameters": False,
             "dataloader_pin_memory": not values.get("use_cpu", False), **VARIANTS[case.variant],
-        }
+        },
     )  # fmt: skip
-    use_one_gpu(arguments)
     set_seed(arguments.seed)
     model = build(stock_config(shape), case)
     (folder / RUN).mkdir(exist_ok=True)

@@ -163,7 +163,7 @@ def train(study: Study, run: Run) -> Row:
     problem = _start([sys.executable, "-m", *run.program, "--config", str(config)], study.deadline - began)
     row |= {"seconds": round(time.monotonic() - began, 1), **_losses(folder)}
     if problem:
-        row["error"] = problem
+        row["error"] = problem + ("; a study keeps no folder of its runs" if str(folder) in problem else "")
     rmtree(folder)  # a model is large
     last = row["heldout"][-1][1] if row["heldout"] else None
     logger.info("%s: %s, %s s", run.name, problem or f"held-out loss {last:.4f}", row["seconds"])
@@ -182,7 +182,7 @@ def _start(command: list[str], seconds: float) -> str | None:
         return None
     lines = (done.stderr.strip() or "no output").splitlines()
     logger.info("%s\n%s", " ".join(command[1:]), "\n".join(lines[-15:]))
-    return lines[-1].partition(". Its rows: ")[0]  # what follows points into a folder that is gone soon
+    return lines[-1]
 
 
 def _losses(folder: Path) -> Row:

@@ -36,14 +36,13 @@ from ingot.training.adapters import (
     merge_adapter,
     probe_logits,
 )
-from ingot.training.argument_checks import check_arguments
+from ingot.training.arguments import make_arguments
 from ingot.training.callbacks import LookBeforeSaving, MetricsCallback, StopOnSignal, Throughput
 from ingot.training.continuing import train_to_the_end
 from ingot.training.heldout import packing_leak
-from ingot.training.launch import copying, use_one_gpu, uses_fsdp
+from ingot.training.launch import copying, uses_fsdp
 from ingot.training.processes import on_main
 from ingot.training.safety import TrainingRun
-from ingot.training.schedule import check_optimizer
 from ingot.vocabulary import check_pair
 from modeling import IngotForCausalLM
 
@@ -83,13 +82,7 @@ def training_arguments(config_class: type[Any], values: dict[str, Any], run_dir:
     # TRL reads a coefficient of None as "add the experts' balance loss", in a model without experts too
     if getattr(start.config, "router_aux_loss_coef", 0.0) is None:
         values.setdefault("router_aux_loss_coef", 0.0)
-    try:
-        args = config_class(**values)
-    except (TypeError, ValueError, ImportError, OSError) as error:
-        raise InputError(f"training: {error}") from error
-    check_arguments(args)
-    use_one_gpu(args)
-    check_optimizer(args)
+    args = make_arguments(config_class, values)
     _refuse_sharded(args)
     return args
 

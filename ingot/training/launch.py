@@ -57,7 +57,9 @@ def prepare_launch(training: dict[str, Any]) -> dict[str, Any]:
     if not on_cpu:
         return training
     # told to use the CPU, accelerate drops DeepSpeed without a word and trains as DDP
-    return {**training, "use_cpu": False, "ddp_backend": "gloo"} if uses_deepspeed() else {**training, "use_cpu": True}
+    if uses_deepspeed():
+        return {"dataloader_pin_memory": False, **training, "use_cpu": False, "ddp_backend": "gloo"}
+    return {**training, "use_cpu": True}
 
 
 @contextmanager
@@ -85,8 +87,7 @@ def copying(values: dict[str, Any]) -> dict[str, Any]:
 
     Upstream's default waits, at every copy, until the GPU has done all that was given to it before.
     """
-    on_cpu = values.get("use_cpu", False) or (uses_deepspeed() and os.environ.get("DS_ACCELERATOR") == "cpu")
-    pinned = values.get("dataloader_pin_memory", not on_cpu)
+    pinned = values.get("dataloader_pin_memory", not values.get("use_cpu", False))
     given = values.get("accelerator_config") or {}
     if not isinstance(given, dict):  # a file of its own
         return {"dataloader_pin_memory": pinned}

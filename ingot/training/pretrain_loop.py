@@ -22,7 +22,7 @@ from ingot.plots import plot_loss
 from ingot.recipe import InputError
 from ingot.runs import RunFolder, get_logger, is_main_process, num_processes, write_text
 from ingot.tokenization.build import copy_tokenizer
-from ingot.training.argument_checks import check_arguments
+from ingot.training.arguments import make_arguments
 from ingot.training.backends import describe_backends
 from ingot.training.callbacks import (
     METRICS,
@@ -36,7 +36,7 @@ from ingot.training.callbacks import (
 from ingot.training.compiling import compile_layers, decide, take_keys
 from ingot.training.continuing import train_to_the_end
 from ingot.training.float8 import train_in_float8
-from ingot.training.launch import copying, use_one_gpu, uses_fsdp
+from ingot.training.launch import copying, uses_fsdp
 from ingot.training.lion import Lion
 from ingot.training.optim import MuonFactory
 from ingot.training.prediction import predict
@@ -44,7 +44,7 @@ from ingot.training.pretrain import PretrainRecipe
 from ingot.training.pretrain_data import RunData, data_report, training_blocks
 from ingot.training.pretrain_trainer import PretrainTrainer
 from ingot.training.profiling import profile_report, step_profile
-from ingot.training.schedule import check_optimizer, check_schedule
+from ingot.training.schedule import check_schedule
 from ingot.vocabulary import Shards, check_pair
 from modeling import IngotConfig, IngotForCausalLM
 from modeling.modeling_ingot import FUSED_AVAILABLE
@@ -132,15 +132,9 @@ def training_arguments(
         "report_to": "none",
         "ddp_find_unused_parameters": False,
     }
-    try:
-        arguments = TrainingArguments(**{**defaults, **values, **copying(values), **fixed})
-    except (TypeError, ValueError, ImportError, OSError) as error:
-        raise InputError(f"training: {' '.join(str(error).split())}") from error
-    check_arguments(arguments)
+    arguments = make_arguments(TrainingArguments, {**defaults, **values, **copying(values), **fixed})
     if arguments.fp16 and arguments.device.type == "cpu":
         raise InputError("training.fp16: needs a GPU; on a CPU leave it out, or set training.bf16")
-    use_one_gpu(arguments)
-    check_optimizer(arguments)
     check_schedule(arguments)
     return arguments, steps * per_step
 

@@ -1,12 +1,10 @@
-"""Optimizer of upstream and schedule of the learning rate, tried before anything is trained."""
+"""The learning rate's schedule, tried before anything is trained."""
 
-from copy import copy
 from typing import Any, cast
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
-from transformers.training_args import OptimizerNames
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 from ingot.recipe import InputError
 from ingot.runs import get_logger
@@ -15,28 +13,6 @@ WITHOUT_OPTIONS = ("constant", "constant_with_warmup")
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 
 logger = get_logger(__name__)
-
-
-def check_optimizer(arguments: TrainingArguments) -> None:
-    """Asks upstream for the optimizer of `training.optim`, as its Trainer does when the model is built.
-
-    Raises: InputError for a package that is missing, and for an `optim_args` that the optimizer would not look at.
-    """
-    bare = copy(arguments)
-    bare.optim_args = None
-    name = OptimizerNames(arguments.optim).value
-    try:
-        found, plain = (Trainer.get_optimizer_cls_and_kwargs(one) for one in (arguments, bare))
-    except (ImportError, ValueError, TypeError) as error:
-        if "pass a" in str(error) and "model" in str(error):  # it looks at the model's weights
-            return
-        reason = " ".join(str(error).split())
-        if "unpack" in reason:
-            reason = f"'{arguments.optim_args}' is not name=value, with commas between several"
-            raise InputError(f"training.optim_args: {reason}") from error
-        raise InputError(f"training.optim: {name}: {reason}") from error
-    if arguments.optim_args and found == plain:
-        raise InputError(f"training.optim_args: {name} reads none of '{arguments.optim_args}'; leave it out")
 
 
 def check_schedule(arguments: TrainingArguments) -> None:

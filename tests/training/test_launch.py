@@ -218,7 +218,7 @@ def test_deepspeed_gets_its_backend_and_is_not_told_of_the_cpu(
     assert forbidden == [True]
     assert calls == [{"dist_backend": "nccl" if gpu else "gloo", "timeout": timedelta(seconds=30)}]
     del values["ddp_timeout"]
-    assert values == ({} if gpu else {"use_cpu": False, "ddp_backend": "gloo"})
+    assert values == ({} if gpu else {"dataloader_pin_memory": False, "use_cpu": False, "ddp_backend": "gloo"})
     assert os.environ.get("ACCELERATE_USE_CPU", "false") == "false"
 
 

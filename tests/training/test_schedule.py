@@ -7,8 +7,8 @@ import pytest
 from transformers import TrainingArguments
 
 from ingot.recipe import InputError
+from ingot.training.arguments import check_optimizer
 from ingot.training.callbacks import read_metrics
-from ingot.training.schedule import check_optimizer
 
 from .conftest import Pretrain
 
