@@ -82,6 +82,7 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
         train_in_float8(model, head=recipe.run.fp8 != "layers")
     compile_layers(model, compiling)
     check_prompts(recipe, tokenizer, model.config.max_position_embeddings)
+    optimizer = optimizer_for(recipe, arguments)
     try:
         trainer = PretrainTrainer(
             model=model,
@@ -90,7 +91,7 @@ def pretrain(recipe: PretrainRecipe, run: RunFolder, training: dict[str, Any]) -
             eval_dataset=cast(Dataset[Any], data.heldout),
             processing_class=tokenizer,
             data_collator=collate,
-            optimizer_cls_and_kwargs=optimizer_for(recipe, arguments),
+            optimizer_cls_and_kwargs=optimizer,
             callbacks=callbacks(recipe, folder, arguments, model, tokenizer, data),
         )
     except (ValueError, ImportError, RuntimeError) as error:

@@ -296,10 +296,10 @@ def test_a_checkpoint_of_two_processes_continues_in_one(
     code, text = process.finish()
     assert code == 1 and "interrupted; run the same command again" in text, text  # accelerate's exit code
     run_dir = tmp_path / "pretrain"
-    (checkpoint,) = checkpoints_of(run_dir)
-    assert 0 < int(checkpoint.name.removeprefix("checkpoint-")) < 200
+    newest = max(int(checkpoint.name.removeprefix("checkpoint-")) for checkpoint in checkpoints_of(run_dir))
+    assert 0 < newest < 200
     changes: dict[str, Any] = {"training__max_steps": 200, "training__eval_steps": 100, "training__save_steps": 100}
-    changes |= {"run__global_batch_size": 8, "training__use_cpu": None}
+    changes |= {"run__global_batch_size": 8, "run__sample_prompts": ["red"], "training__use_cpu": None}
     continued, _ = pretrain("pretrain", **changes)
     whole, _ = pretrain("whole", **changes)
     assert len(numbers(continued)) == len(numbers(whole)) == 202
@@ -387,7 +387,7 @@ def test_ctrl_c_keeps_everything(
     (checkpoint,) = checkpoints_of(run_dir)
     assert not (run_dir / "manifest.json").exists() and not (run_dir / ".staging").exists()
     changes: dict[str, Any] = {"training__max_steps": 300, "training__eval_steps": 100, "training__save_steps": 100}
-    changes |= {"run__global_batch_size": 8, "training__use_cpu": None}
+    changes |= {"run__global_batch_size": 8, "run__sample_prompts": ["red"], "training__use_cpu": None}
     continued, _ = pretrain("pretrain", **changes)
     whole, _ = pretrain("whole", **changes)
     assert "continuing from" in (run_dir / "log.txt").read_text() and not list(tmp_path.glob("*.old-*"))
